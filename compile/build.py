@@ -1,0 +1,165 @@
+"""From a model to an artifact: import, plan, lower, compile, and write the file with everything that certifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from decimal import Context, Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tvm
+
+from intcert.compile.graph import IntegerGraph
+from intcert.compile.library import assembly, compile_module, link
+from intcert.compile.lower import ENTRY_POINTS, lower
+from intcert.compile.plan import Plan, make_plan
+from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
+from intcert.runtime.certificate import CertificateParameters, certificate_table
+from intcert.runtime.decimals import MAX_LENGTH, canonical_decimal
+from intcert.runtime.errors import ModelError, SigmaError
+from intcert.runtime.noise import PIXEL_STEPS, noise_law
+from intcert.runtime.smoothing import kernel_distance, sampler_distance, smoothing_width
+from intcert.targets import Target, find
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+DUMPS = ("relax", "tir", "asm")
+_EXACT = Context(prec=2 * MAX_LENGTH)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and what is known about it. digest: SHA-256 in hex of its file, or the graph's where there is none."""
+
+    graph: IntegerGraph
+    digest: str
+    sigma: str | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def load_model(source: str | os.PathLike[str] | ExportedProgram | IntegerGraph, scheme: str = "auto") -> Model:
+    """A model from a .pt2 file (torch.export.save), a .graph file (IntegerGraph.to_bytes), or from memory.
+
+    scheme applies where a torch program is imported. Raises ModelError.
+    """
+    if isinstance(source, IntegerGraph):
+        return Model(source, source.digest)
+    if not isinstance(source, str | os.PathLike):
+        from intcert.compile.frontend import import_program
+
+        graph = import_program(source, scheme=scheme)
+        return Model(graph, graph.digest)
+    path = Path(source)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the model {str(path)!r}: {error.strerror}; give a .pt2 file") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if path.suffix == ".graph":
+        return Model(IntegerGraph.from_bytes(content), digest)
+    from intcert.compile.frontend import import_program, read_metadata
+
+    graph = import_program(path, scheme=scheme)
+    metadata = read_metadata(path)
+    return Model(graph, digest, metadata.get("sigma"), tuple(metadata.get("class_names", ())))
+
+
+def compile_artifact(
+    model: str | os.PathLike[str] | ExportedProgram | IntegerGraph | Model,
+    output: str | os.PathLike[str],
+    *,
+    target: str | Target = "host",
+    sigma: str | None = None,
+    scheme: str = "auto",
+    chunk: int | None = None,
+    n: int | None = None,
+    alpha: str | None = None,
+    radius: str | None = None,
+    dump: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+) -> Manifest:
+    """Compile a model for a target and write the artifact.
+
+    sigma: noise level on the [0, 1] scale as an exact decimal; may be left out where the .pt2 carries one. chunk:
+    samples that the kernels work on at once, chosen by the target's cache where left out. With n or alpha, the fixed-N
+    certificate table is embedded; with radius (on the [0, 1] scale), the sequential one. dump: any of "relax", "tir",
+    "asm", written beside the output as OUTPUT.relax.txt and so on.
+
+    Raises ModelError, SigmaError, CertificateError, ArtifactError or UnknownTargetError; nothing is left behind then.
+    """
+    device = target if isinstance(target, Target) else find(target)
+    source = model if isinstance(model, Model) else load_model(model, scheme)
+    sigma = sigma if sigma is not None else source.sigma
+    if sigma is None:
+        raise SigmaError(
+            "the model does not carry its sigma; give the noise level on the [0, 1] scale, like --sigma 0.25"
+        )
+    graph, law = source.graph, noise_law(sigma)
+    width = smoothing_width(law.sigma_steps, graph.dimension)
+    tables = {}
+    if n is not None or alpha is not None or radius is not None:
+        chosen = {"alpha": alpha, "n": n, "rule": None if radius is None else f"kt:{radius}"}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        parameters = CertificateParameters(law.sigma, graph.dimension, **given)
+        tables[parameters.rule.replace(":", "-")] = certificate_table(parameters, law).to_bytes()
+
+    plan = make_plan(graph, law, device, chunk)
+    module = lower(graph, plan)
+    executable = compile_module(module, device)
+    names = tuple(class_names or source.class_names)
+    manifest = Manifest(
+        model_hash=source.digest,
+        graph_hash=graph.digest,
+        noise_hash=law.digest,
+        target=device.name,
+        target_facts=asdict(device),
+        scheme=graph.scheme,
+        input_shape=graph.input_shape,
+        classes=graph.classes,
+        class_names=names if len(names) == graph.classes else (),
+        sigma=law.sigma,
+        sigma_steps=canonical_decimal(format(_EXACT.multiply(PIXEL_STEPS, Decimal(law.sigma)), "f")),
+        eta={
+            "s": str(float(width)),
+            "kernel": f"{float(kernel_distance(law.sigma_steps, width, graph.dimension)):.17g}",
+            "sampler": f"{float(sampler_distance(law.tv, graph.dimension)):.17g}",
+        },
+        chunk=plan.batch,
+        entry_points=ENTRY_POINTS,
+        tvm_version=tvm.__version__,
+        arena_bytes=plan.arena_bytes,
+        layers=tuple(_layers(graph, plan)),
+        certificates=tuple(sorted(tables)),
+    )
+    members = {LIBRARY: link(executable), GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
+    members |= {f"certificate/{name}.bin": table for name, table in tables.items()}
+    written = write_artifact(output, manifest, members)
+    texts = {"relax": module.script, "tir": lambda: _tir(module), "asm": lambda: assembly(executable)}
+    for kind in dump:
+        Path(f"{os.fspath(output)}.{kind}.txt").write_text(texts[kind]())
+    return written
+
+
+def _layers(graph: IntegerGraph, plan: Plan) -> list[dict[str, object]]:
+    """What the per-layer view knows: arena offsets of every kernel's operands and result, and the result's form."""
+    return [
+        {
+            "name": step.name,
+            "node": type(node).__name__,
+            "kernel": step.kernel.name,
+            "operands": list(step.operands),
+            "offset": step.result,
+            "shape": list(info.shape),
+            "dtype": info.dtype,
+            "stride": step.layout.stride,
+        }
+        for step, node, info in zip(plan.steps, graph.nodes, graph.info, strict=True)
+    ]
+
+
+def _tir(module: tvm.IRModule) -> str:
+    return "\n".join(f.script() for f in module.functions.values() if isinstance(f, tvm.tirx.PrimFunc))

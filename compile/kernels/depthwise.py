@@ -1,0 +1,113 @@
+"""Depthwise convolution: every channel is convolved with its own kernel, so lanes are channels and nothing is summed
+across them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from tvm import tirx
+
+from intcert.compile.kernels.base import LANES, Expr, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
+from intcert.compile.kernels.staging import Staging
+from intcert.compile.layout import Layout
+from intcert.compile.nodes import Conv2d
+
+COLUMNS = 4  # output pixels a tile: enough independent sums to hide a multiply, few enough for AVX2's registers
+
+
+@dataclass(frozen=True)
+class DepthwiseSpec:
+    """Everything that shapes the generated code; equal specs share one function."""
+
+    batch: int
+    source: Layout
+    result: Layout
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]  # top, left
+    pad_value: int
+    epilogue: Epilogue
+
+    @property
+    def staging(self) -> Staging:
+        return Staging(
+            self.source,
+            (self.result.height - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1,
+            (self.result.width - 1) * self.stride[1] + (self.kernel[1] - 1) * self.dilation[1] + 1,
+            self.source.stride,
+            *self.padding,
+            self.source.dtype,
+            self.pad_value,
+        )
+
+
+def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout, batch: int) -> Kernel:
+    """Kernel of a convolution with as many groups as input and output channels."""
+    epilogue, constants = plan_epilogue(
+        node.requant, node.clamp, node.bias, tuple(term.dtype for term in terms), result.stride
+    )
+    spec = DepthwiseSpec(
+        batch,
+        source,
+        result,
+        node.weight.shape[1:3],
+        node.stride,
+        node.dilation,
+        node.padding[:2],
+        node.pad_value,
+        epilogue,
+    )
+    weights = np.zeros((*spec.kernel, result.stride), np.int16)
+    weights[..., : result.channels] = np.moveaxis(node.weight[..., 0], 0, -1)
+    return Kernel("depthwise.mul", _function(spec), (weights.ravel(), *constants), spec.staging.bytes)
+
+
+@cache
+def _function(spec: DepthwiseSpec) -> tirx.PrimFunc:
+    result, epilogue, staging = spec.result, spec.epilogue, spec.staging
+    columns = min(COLUMNS, result.width)
+    pixel, row = staging.channels, staging.columns * staging.channels
+    wide_lanes = f"int32x{LANES}"
+    parameters = [
+        ("result", result.dtype, spec.batch * result.elements),
+        ("source", spec.source.dtype, spec.batch * spec.source.elements),
+        *((f"term{j}", dtype, spec.batch * result.elements) for j, dtype in enumerate(epilogue.terms)),
+        ("weights", "int16", spec.kernel[0] * spec.kernel[1] * result.stride),
+        ("narrow", "int32", epilogue.narrow_size),
+        ("wide", "int64", epilogue.wide_size),
+        ("staged", staging.dtype, staging.elements),
+    ]
+
+    def body(output: tirx.Buffer, source: tirx.Buffer, *rest: tirx.Buffer) -> None:
+        *terms, weights, narrow, wide, staged = rest
+        accumulators = local(columns * LANES, "int32")
+        staging.write_fill(staged)
+        with loop(spec.batch) as n:
+            staging.write_image(staged, source, n)
+            with loop(result.height) as h, loop(-(-result.width // columns)) as tile, loop(result.stride // LANES) as c:
+                w, channel = clipped(tile, columns, result.width), c * LANES
+
+                def load(buffer: tirx.Buffer, base: int, channel: Expr = channel) -> Expr:
+                    return vector(buffer, base + channel)
+
+                for i in range(columns):
+                    store(accumulators, i * LANES, load(narrow, 0), LANES)
+                corner = h * spec.stride[0] * row + w * spec.stride[1] * pixel + channel
+                with loop(spec.kernel[0]) as kh, loop(spec.kernel[1]) as kw:
+                    at = corner + kh * (spec.dilation[0] * row) + kw * (spec.dilation[1] * pixel)
+                    weight = vector(weights, (kh * spec.kernel[1] + kw) * result.stride + channel)
+                    for i in range(columns):
+                        activation = vector(staged, at + i * spec.stride[1] * pixel)
+                        product = activation.astype(wide_lanes) * weight.astype(wide_lanes)
+                        store(accumulators, i * LANES, vector(accumulators, i * LANES) + product, LANES)
+                for i in range(columns):
+                    at = n * result.elements + (h * result.width + w + i) * result.stride + channel
+                    stored = [vector(term, at) for term in terms]
+                    value = epilogue.result(vector(accumulators, i * LANES), stored, load, (narrow, wide), LANES)
+                    store(output, at, value, LANES)
+
+    return kernel_function(parameters, body)

@@ -1,0 +1,125 @@
+"""The static plan of a graph on a target: which kernels run in which order, and where every byte lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from intcert.compile.arena import ALIGN, Block, place
+from intcert.compile.graph import IntegerGraph
+from intcert.compile.kernels import Kernel, kernel_for
+from intcert.compile.kernels.histogram import histogram
+from intcert.compile.kernels.noise import noisy_input
+from intcert.compile.kernels.transfer import load_samples, store_logits
+from intcert.compile.layout import Layout
+from intcert.compile.nodes import InputQuantize, operands
+from intcert.runtime.noise import NoiseLaw
+from intcert.targets import Target
+
+MAX_BATCH = 64
+CALLER = -1  # in place of an arena offset: the caller's own buffer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: byte offsets of its result, operands and scratch in the arena, of its constants in the blob."""
+
+    name: str
+    kernel: Kernel
+    result: int
+    operands: tuple[int, ...]
+    constants: tuple[int, ...]
+    scratch: int | None
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of one chunk of ``batch`` samples.
+
+    steps: the network. Around it, with one operand or result that is the caller's (offset CALLER): noise and load make
+    pixel + noise, int16[batch, H, W, C]; count and store take the logits. input_offset: where pixel + noise lies in the
+    arena; blob: uint8, every constant at a multiple of 64 bytes.
+    """
+
+    batch: int
+    steps: tuple[Step, ...]
+    noise: Step
+    load: Step
+    count: Step
+    store: Step
+    input_offset: int
+    arena_bytes: int
+    blob: np.ndarray
+
+
+class _Blob:
+    """Collects constants; equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._known: dict[bytes, int] = {}
+
+    def put(self, array: np.ndarray) -> int:
+        content = np.ascontiguousarray(array).tobytes()
+        if content not in self._known:
+            self.data.extend(bytes(-len(self.data) % ALIGN))
+            self._known[content] = len(self.data)
+            self.data.extend(content)
+        return self._known[content]
+
+    def array(self) -> np.ndarray:
+        return np.frombuffer(bytes(self.data) + bytes(ALIGN), np.uint8)
+
+
+def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | None = None) -> Plan:
+    """Plan of a graph. batch: samples a chunk; by default as many as keep the arena within the target's budget."""
+    if batch is None:
+        single = make_plan(graph, law, target, 1)
+        fitting = max(1, target.arena_budget // single.arena_bytes)
+        batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
+    layouts = [Layout.of(info) for info in graph.info]
+    kernels = [
+        kernel_for(node, [layouts[i] for i in operands(node)], layouts[position], batch, graph.scheme, target)
+        for position, node in enumerate(graph.nodes)
+    ]
+    last_use = dict.fromkeys(range(len(kernels)), len(kernels))
+    last_use |= {operand: position for position, node in enumerate(graph.nodes) for operand in operands(node)}
+    last_input = max(position for position, node in enumerate(graph.nodes) if isinstance(node, InputQuantize))
+    blocks = [Block("input", batch * graph.dimension * 2, -1, last_input)]
+    for position, kernel in enumerate(kernels):
+        blocks.append(Block(f"result{position}", batch * layouts[position].bytes, position, last_use[position]))
+        if kernel.scratch_bytes:
+            blocks.append(Block(f"scratch{position}", kernel.scratch_bytes, position, position))
+    offsets, arena_bytes = place(blocks)
+    blob = _Blob()
+    steps = tuple(
+        Step(
+            name=graph.names[position],
+            kernel=kernel,
+            result=offsets[f"result{position}"],
+            operands=tuple(offsets[f"result{i}"] for i in operands(node)) or (offsets["input"],),
+            constants=tuple(blob.put(array) for array in kernel.constants),
+            scratch=offsets.get(f"scratch{position}"),
+            layout=layouts[position],
+        )
+        for position, (node, kernel) in enumerate(zip(graph.nodes, kernels, strict=True))
+    )
+    pixels, logits = Layout(*graph.input_shape, "int16"), steps[-1].layout
+
+    def edge(name: str, kernel: Kernel, result: int, operand: int, layout: Layout) -> Step:
+        constants = tuple(blob.put(array) for array in kernel.constants)
+        return Step(name, kernel, result, (operand,), constants, None, layout)
+
+    return Plan(
+        batch=batch,
+        steps=steps,
+        noise=edge("noise", noisy_input(law, graph.dimension, batch), offsets["input"], CALLER, pixels),
+        load=edge("load", load_samples(graph.dimension, batch), offsets["input"], CALLER, pixels),
+        count=edge("count", histogram(logits, batch), CALLER, steps[-1].result, logits),
+        store=edge("store", store_logits(logits, batch), CALLER, steps[-1].result, logits),
+        input_offset=offsets["input"],
+        arena_bytes=arena_bytes,
+        blob=blob.array(),
+    )

@@ -1,0 +1,55 @@
+"""Hardware as data, and the lookup. Adding a processor is adding one Target to its family's tuple."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from pathlib import Path
+
+from intcert.targets import x86
+from intcert.targets.base import DotUnit, Target
+
+__all__ = ["TARGETS", "DotUnit", "Target", "UnknownTargetError", "cpu_flags", "find", "host"]
+
+TARGETS: tuple[Target, ...] = x86.TARGETS
+
+
+class UnknownTargetError(ValueError):
+    """A target name that no family knows, or a host that fits none; the message names the nearest ones."""
+
+
+def find(name: str) -> Target:
+    """The target of this name; "host" is the strongest one that this machine runs.
+
+    Raises UnknownTargetError.
+    """
+    if name == "host":
+        return host()
+    known = {target.name: target for target in TARGETS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+        raise UnknownTargetError(
+            f"unknown target {name!r}; did you mean {', '.join(near)}? `intcert targets` lists all"
+        )
+    return known[name]
+
+
+def host() -> Target:
+    """The last (strongest) x86 target whose instruction sets this machine has, decided from its CPU flags alone.
+
+    Raises UnknownTargetError where none fits.
+    """
+    have = cpu_flags()
+    fitting = [target for target in x86.TARGETS if have.issuperset(target.cpu_flags)]
+    if not fitting:
+        raise UnknownTargetError(f"no target fits this machine ({platform.machine()}, no AVX2); name one with --target")
+    return fitting[-1]
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this machine as the kernel reports them; empty where it reports none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
