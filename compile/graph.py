@@ -107,7 +107,7 @@ class IntegerGraph:
         try:
             header, arrays = packing.unpack(data)
             remaining = iter(arrays)
-            nodes = tuple(_decode(entry, remaining) for entry in header["nodes"])
+            nodes = tuple([_decode(entry, remaining) for entry in header["nodes"]])
             return cls(tuple(header["input_shape"]), header["scheme"], nodes, tuple(header["names"]))
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise ModelError(f"not an integer graph, or a damaged one ({error}); compile the model again") from None

@@ -40,14 +40,21 @@ def kernel_function(
     with IRBuilder() as ib, tb.prim_func(is_private=True):
         tb.func_name("kernel")
         tb.func_attr({"tirx.noalias": True})
+        tb.func_ret(ir.PrimType("int32"))  # the status that a compute_scope hands on
         pointers = [tb.arg(name, tb.handle(dtype)) for name, dtype, _ in parameters]
         values = [tb.arg(name, tb.int64()) for name in scalars]
         buffers = [
             tb.decl_buffer((elements,), dtype, data=pointer)
             for pointer, (_, dtype, elements) in zip(pointers, parameters, strict=True)
         ]
-        # A private function has no calling convention that would say where its local arrays live: on the CPU's stack.
-        with tb.attr(tirx.const(0, "int32"), "device_type", tirx.const(1, "int32")):
+        # compute_scope keeps LLVM from inlining the body, and it must: TVM gives every buffer an alias class of its
+        # own, which is true within a kernel. Between inlined kernels the same memory would go by two names, and LLVM
+        # would move the loads of one before the stores of the other.
+        # device_type puts local arrays on the stack, since a private function has no calling convention to say so.
+        with (
+            tb.attr(tirx.const(0, "int32"), "compute_scope", "kernel_body"),
+            tb.attr(tirx.const(0, "int32"), "device_type", tirx.const(1, "int32")),
+        ):
             body(*buffers, *values)
     return ib.get()
 

@@ -52,6 +52,15 @@ def test_logits_of_random_graphs(target: Target, graph: IntegerGraph, batch: int
         np.testing.assert_array_equal(logits(vm, graph, x), run(graph, x))
 
 
+@pytest.mark.parametrize("target", RUNNABLE, ids=lambda t: t.name)
+def test_kernels_that_llvm_could_inline(target: Target) -> None:
+    """Kernels this small were once inlined into each other, and loads moved before the stores they depend on."""
+    graph = random_integer_graph(1045, "q15")
+    vm = machine(graph, make_plan(graph, noise_law("0.25"), target, 1), target)
+    x = random_input(graph, 6, 1045)
+    np.testing.assert_array_equal(logits(vm, graph, x), run(graph, x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", RUNNABLE, ids=lambda t: t.name)
 @pytest.mark.parametrize("scheme", ["q15", "q31"])
