@@ -65,7 +65,12 @@ def load_model(source: str | os.PathLike[str] | ExportedProgram | IntegerGraph, 
 
     graph = import_program(path, scheme=scheme)
     metadata = read_metadata(path)
-    return Model(graph, digest, metadata.get("sigma"), tuple(metadata.get("class_names", ())))
+    sigma = metadata.get("sigma")
+    if not isinstance(sigma, str | None):
+        raise ModelError(
+            f'{str(path)!r} carries sigma {sigma!r} as a number; save it as text, like "0.25", to keep it exact'
+        )
+    return Model(graph, digest, sigma, tuple(metadata.get("class_names", ())))
 
 
 def compile_artifact(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from random_models import random_input, random_integer_graph
+from torch.export import ExportedProgram
 
 from intcert import targets
 from intcert.compile.build import DUMPS, compile_artifact, load_model
@@ -94,6 +96,13 @@ def test_models_from_files(graph: IntegerGraph, tmp_path: Path) -> None:
     assert model.graph.digest == graph.digest
     assert model.sigma is None
     assert len(model.digest) == 64
+
+
+def test_sigma_as_a_number_is_refused(colour_program: ExportedProgram, tmp_path: Path) -> None:
+    """A JSON number has been through a float; the law needs the exact decimal."""
+    torch.export.save(colour_program, tmp_path / "m.pt2", extra_files={"intcert.json": json.dumps({"sigma": 0.25})})
+    with pytest.raises(ModelError, match="as a number"):
+        load_model(tmp_path / "m.pt2")
 
 
 def test_refusals_leave_nothing_behind(graph: IntegerGraph, tmp_path: Path) -> None:
