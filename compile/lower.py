@@ -24,9 +24,11 @@ from tvm.tirx.script import builder as tb
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.kernels.base import Expr, when
 from intcert.compile.kernels.histogram import ROW_SAMPLES
+from intcert.compile.kernels.tiles import require_permission
 from intcert.compile.plan import CALLER, Plan, Step
 
 ENTRY_POINTS = ("counts", "logits", "layers")
+REFUSED = "this system refuses AMX tiles to the process (arch_prctl); compile the model with --target x86-vnni"
 
 
 def lower(graph: IntegerGraph, plan: Plan) -> tvm.IRModule:
@@ -103,8 +105,7 @@ class _Lowering:
         """Emit one kernel call; at(offset) is the pointer that belongs to a planned offset."""
         pointers = [at(step.result), *(at(offset) for offset in step.operands)]
         pointers += [tirx.address_of(constants[offset]) for offset in step.constants]
-        if step.scratch is not None:
-            pointers.append(at(step.scratch))
+        pointers += [at(offset) for offset in step.scratch]
         tb.evaluate(self._kernel(step)(*pointers, *scalars))
 
     def _network(self) -> tirx.PrimFunc:
@@ -133,6 +134,9 @@ class _Lowering:
         with IRBuilder() as ib, tb.prim_func():
             tb.func_name(f"{name}_host")
             tb.func_attr({"tirx.noalias": True})
+            if self.plan.permission:
+                # Cheap beside any call, and a process that was forked or opened over RPC starts without it.
+                require_permission(self.plan.permission, f"{name}: {REFUSED}")
             body()
         return ib.get()
 

@@ -18,6 +18,7 @@ from intcert.runtime.noise import NoiseLaw
 from intcert.targets import Target
 
 MAX_BATCH = 64
+OVERREAD = 64  # bytes that a kernel may read past the end of an operand
 CALLER = -1  # in place of an arena offset: the caller's own buffer
 
 
@@ -30,7 +31,7 @@ class Step:
     result: int
     operands: tuple[int, ...]
     constants: tuple[int, ...]
-    scratch: int | None
+    scratch: tuple[int, ...]
     layout: Layout
 
 
@@ -40,7 +41,8 @@ class Plan:
 
     steps: the network. Around it, with one operand or result that is the caller's (offset CALLER): noise and load make
     pixel + noise, int16[batch, H, W, C]; count and store take the logits. input_offset: where pixel + noise lies in the
-    arena; blob: uint8, every constant at a multiple of 64 bytes.
+    arena; blob: uint8, every constant at a multiple of 64 bytes; permission: the system call that
+    the target's tile unit needs, if any.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class Plan:
     input_offset: int
     arena_bytes: int
     blob: np.ndarray
+    permission: tuple[int, ...]
 
 
 class _Blob:
@@ -87,11 +90,13 @@ def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | N
     last_use = dict.fromkeys(range(len(kernels)), len(kernels))
     last_use |= {operand: position for position, node in enumerate(graph.nodes) for operand in operands(node)}
     last_input = max(position for position, node in enumerate(graph.nodes) if isinstance(node, InputQuantize))
+    noise = noisy_input(law, graph.dimension, batch, target)
     blocks = [Block("input", batch * graph.dimension * 2, -1, last_input)]
+    blocks += [Block(f"noise.{number}", size, -1, -1) for number, size in enumerate(noise.scratch)]
     for position, kernel in enumerate(kernels):
         blocks.append(Block(f"result{position}", batch * layouts[position].bytes, position, last_use[position]))
-        if kernel.scratch_bytes:
-            blocks.append(Block(f"scratch{position}", kernel.scratch_bytes, position, position))
+        for number, size in enumerate(kernel.scratch):
+            blocks.append(Block(f"scratch{position}.{number}", size, position, position))
     offsets, arena_bytes = place(blocks)
     blob = _Blob()
     steps = tuple(
@@ -101,7 +106,7 @@ def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | N
             result=offsets[f"result{position}"],
             operands=tuple(offsets[f"result{i}"] for i in operands(node)) or (offsets["input"],),
             constants=tuple(blob.put(array) for array in kernel.constants),
-            scratch=offsets.get(f"scratch{position}"),
+            scratch=tuple(offsets[f"scratch{position}.{number}"] for number in range(len(kernel.scratch))),
             layout=layouts[position],
         )
         for position, (node, kernel) in enumerate(zip(graph.nodes, kernels, strict=True))
@@ -110,16 +115,18 @@ def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | N
 
     def edge(name: str, kernel: Kernel, result: int, operand: int, layout: Layout) -> Step:
         constants = tuple(blob.put(array) for array in kernel.constants)
-        return Step(name, kernel, result, (operand,), constants, None, layout)
+        scratch = tuple(offsets[f"{name}.{number}"] for number in range(len(kernel.scratch)))
+        return Step(name, kernel, result, (operand,), constants, scratch, layout)
 
     return Plan(
         batch=batch,
         steps=steps,
-        noise=edge("noise", noisy_input(law, graph.dimension, batch), offsets["input"], CALLER, pixels),
+        noise=edge("noise", noise, offsets["input"], CALLER, pixels),
         load=edge("load", load_samples(graph.dimension, batch), offsets["input"], CALLER, pixels),
         count=edge("count", histogram(logits, batch), CALLER, steps[-1].result, logits),
         store=edge("store", store_logits(logits, batch), CALLER, steps[-1].result, logits),
         input_offset=offsets["input"],
-        arena_bytes=arena_bytes,
+        arena_bytes=arena_bytes + OVERREAD,
         blob=blob.array(),
+        permission=target.tile.permission if target.tile else (),
     )

@@ -7,9 +7,9 @@ import platform
 from pathlib import Path
 
 from intcert.targets import x86
-from intcert.targets.base import DotUnit, Target
+from intcert.targets.base import DotUnit, Target, TileUnit
 
-__all__ = ["TARGETS", "DotUnit", "Target", "UnknownTargetError", "cpu_flags", "find", "host"]
+__all__ = ["TARGETS", "DotUnit", "Target", "TileUnit", "UnknownTargetError", "cpu_flags", "find", "host"]
 
 TARGETS: tuple[Target, ...] = x86.TARGETS
 

@@ -22,11 +22,30 @@ class DotUnit:
 
 
 @dataclass(frozen=True)
+class TileUnit:
+    """A unit that multiplies whole tiles: (rows x depth) bytes by (depth x columns) bytes, summed in int32.
+
+    registers: tiles that it holds; permission: the Linux system call, with its arguments, that must return 0 before a
+    process may use them.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    depth: int
+    registers: int
+    permission: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Target:
     """One kind of device.
 
     name: what the command line calls it; description: for people; kind, mcpu, mattr: what LLVM is told;
     cpu_flags: instruction sets it must have, as /proc/cpuinfo spells them; dot: the unit its convolutions use;
+    tile: the unit for those that fit it, if there is one;
+    q15_unit: what requantizes in the q15 scheme, "int32" or "vpmulhrsw" (16-bit lanes, AVX-512BW);
+    byte_lookup: how a table of bytes is read, "loads" or "vpermb" (64 entries at once, AVX512-VBMI);
     arena_budget: bytes of activations that should stay in the core's second-level cache.
     """
 
@@ -37,4 +56,7 @@ class Target:
     mattr: tuple[str, ...]
     cpu_flags: tuple[str, ...]
     dot: DotUnit
+    q15_unit: str
+    byte_lookup: str
     arena_budget: int
+    tile: TileUnit | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from intcert.targets.base import DotUnit, Target
+from intcert.targets.base import DotUnit, Target, TileUnit
 
 VPMADDWD = DotUnit("vpmaddwd", lanes=8, depth=2, activation="int16", weight="int16", accumulators=12)
 VPDPBUSD = DotUnit("vpdpbusd", lanes=16, depth=4, activation="uint8", weight="int8", accumulators=15)
+# arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+AMX_INT8 = TileUnit("amx-int8", rows=16, columns=16, depth=64, registers=8, permission=(158, 0x1023, 18))
 
 # LLVM would look the noise table up with gathers, at a third of the speed of plain loads.
 _NO_GATHER = ("+prefer-no-gather",)
@@ -22,6 +24,8 @@ TARGETS = (
         mattr=(),
         cpu_flags=_AVX2,
         dot=VPMADDWD,
+        q15_unit="int32",
+        byte_lookup="loads",
         arena_budget=256 << 10,
     ),
     Target(
@@ -32,16 +36,21 @@ TARGETS = (
         mattr=_NO_GATHER,
         cpu_flags=_VNNI,
         dot=VPDPBUSD,
+        q15_unit="vpmulhrsw",
+        byte_lookup="loads",
         arena_budget=1 << 20,
     ),
     Target(
         name="x86-amx",
-        description="AMX int8 tiles (Sapphire Rapids and later); its convolutions use VNNI for now",
+        description="AMX int8 tiles (Sapphire Rapids and later)",
         kind="llvm",
         mcpu="sapphirerapids",
         mattr=_NO_GATHER,
-        cpu_flags=(*_VNNI, "amx_tile", "amx_int8"),
+        cpu_flags=(*_VNNI, "avx512vbmi", "amx_tile", "amx_int8"),
         dot=VPDPBUSD,
+        q15_unit="vpmulhrsw",
+        byte_lookup="vpermb",
         arena_budget=1 << 20,
+        tile=AMX_INT8,
     ),
 )

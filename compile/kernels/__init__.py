@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from intcert.compile.kernels.amx import amx_conv2d
 from intcert.compile.kernels.base import Kernel
 from intcert.compile.kernels.conv2d import conv2d
 from intcert.compile.kernels.depthwise import depthwise
+from intcert.compile.kernels.depthwise_dot import depthwise_dot, fits_depthwise_dot
 from intcert.compile.kernels.elementwise import add, input_quantize
 from intcert.compile.kernels.movement import concat, flatten, pad, slice_
 from intcert.compile.kernels.pooling import avg_pool2d, max_pool2d
@@ -31,13 +33,17 @@ def kernel_for(node: Node, inputs: list[Layout], result: Layout, batch: int, sch
     """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``."""
     match node:
         case InputQuantize():
-            return input_quantize(node, result, batch, scheme)
+            return input_quantize(node, result, batch, scheme, target)
         case Conv2d() if node.groups == inputs[0].channels == result.channels and node.groups > 1:
-            return depthwise(node, inputs[0], inputs[1:], result, batch)
+            if fits_depthwise_dot(node, target):
+                return depthwise_dot(node, inputs[0], inputs[1:], result, batch, target)
+            return depthwise(node, inputs[0], inputs[1:], result, batch, target)
+        case Conv2d() | Linear() if target.tile and getattr(node, "groups", 1) == 1:
+            return amx_conv2d(node, inputs[0], inputs[1:], result, batch, target)
         case Conv2d() | Linear():
             return conv2d(node, inputs[0], inputs[1:], result, batch, target)
         case Add():
-            return add(node, inputs, result, batch)
+            return add(node, inputs, result, batch, target)
         case AvgPool2d():
             return avg_pool2d(node, inputs[0], result, batch, scheme)
         case MaxPool2d():

@@ -22,15 +22,15 @@ LANES = 16
 class Kernel:
     """A private TIR function and what it needs beside its operands.
 
-    function takes pointers in this order: result, operands in the order of ``nodes.operands``, constants, scratch
-    (only where ``scratch_bytes`` > 0). Functions are cached by their specification, so equal layers share one.
+    function takes pointers in this order: result, operands in the order of ``nodes.operands``, constants, scratch.
+    scratch: bytes of each such array. Functions are cached by their specification, so equal layers share one.
     name says which instruction does the work, for people.
     """
 
     name: str
     function: tirx.PrimFunc
     constants: tuple[np.ndarray, ...] = field(default=(), repr=False)
-    scratch_bytes: int = 0
+    scratch: tuple[int, ...] = ()
 
 
 def kernel_function(

@@ -18,8 +18,9 @@ import numpy as np
 from tvm import tirx
 
 from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, store, vector
-from intcert.compile.kernels.dot import activation_offset, dot, pack_weights
+from intcert.compile.kernels.dot import activation_offset, dot, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
+from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
 from intcert.compile.kernels.staging import Staging
 from intcert.compile.layout import Layout, round_up
 from intcert.compile.nodes import Conv2d, Linear
@@ -39,14 +40,7 @@ class ConvSpec:
     """Everything that shapes the generated code; equal specs share one function."""
 
     unit: DotUnit
-    batch: int
-    source: Layout
-    result: Layout
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]  # top, left
-    dilation: tuple[int, int]
-    pad_value: int
+    geometry: ConvGeometry
     window: int  # input channels that one register of output channels reads
     grouped: bool
     epilogue: Epilogue
@@ -55,21 +49,18 @@ class ConvSpec:
     @property
     def staging(self) -> Staging | None:
         """The copy that the unit reads, or None where it can read the source as it lies."""
-        pointwise = self.kernel == (1, 1) and self.padding == (0, 0) and not self.grouped
-        rows = (self.result.height - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
-        columns = (self.result.width - 1) * self.stride[1] + (self.kernel[1] - 1) * self.dilation[1] + 1
-        inside = rows <= self.source.height and columns <= self.source.width
-        if self.source.dtype == self.unit.activation and pointwise and inside:
+        geometry, source = self.geometry, self.geometry.source
+        if source.dtype == self.unit.activation and geometry.pointwise and not self.grouped:
             return None
         return Staging(
-            self.source,
-            rows,
-            columns,
-            round_up(self.source.channels, self.unit.depth),
-            *self.padding,
+            source,
+            geometry.rows,
+            geometry.columns,
+            round_up(source.channels, self.unit.depth),
+            *geometry.padding,
             self.unit.activation,
-            self.pad_value,
-            activation_offset(self.unit, self.source.dtype),
+            geometry.pad_value,
+            activation_offset(self.unit, source.dtype),
         )
 
 
@@ -99,41 +90,21 @@ def conv2d(
 ) -> Kernel:
     """Kernel of an ungrouped or grouped convolution, or of a linear layer."""
     unit = target.dot
-    if isinstance(node, Linear):
-        # A batch of vectors is one row of pixels.
-        weight = node.weight[:, None, None, :]
-        kernel, stride, padding, dilation, groups, pad_value = (1, 1), (1, 1), (0, 0), (1, 1), 1, 0
-        source = Layout(1, batch, source.channels, source.dtype)
-        result = Layout(1, batch, result.channels, result.dtype)
-        batch = 1
-    else:
-        weight, kernel, groups = node.weight, node.weight.shape[1:3], node.groups
-        stride, padding, dilation, pad_value = node.stride, node.padding[:2], node.dilation, node.pad_value
-        if kernel == (1, 1) and stride == (1, 1) and not any(node.padding):
-            source = Layout(1, source.height * source.width, source.channels, source.dtype)
-            result = Layout(1, result.height * result.width, result.channels, result.dtype)
+    geometry, weight, groups = conv_geometry(node, source, result, batch)
     registers = result.stride // unit.lanes
     dense, starts, window = _dense_weights(weight, groups, unit, result.stride, source.channels)
-    offset = activation_offset(unit, source.dtype)
-    bias = _wrap32(node.bias.astype(np.int64) - offset * weight.astype(np.int64).reshape(len(weight), -1).sum(1))
+    bias = wrapped_bias(unit, node.bias, weight, source.dtype)
     epilogue, constants = plan_epilogue(
-        node.requant, node.clamp, bias, tuple(term.dtype for term in terms), result.stride
+        node.requant, node.clamp, bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )
-    spec = ConvSpec(
-        unit, batch, source, result, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), pad_value,
-        window, groups > 1, epilogue, choose_tile(unit, result.width, registers, groups > 1),
-    )  # fmt: skip
+    tile = choose_tile(unit, geometry.result.width, registers, groups > 1)
+    spec = ConvSpec(unit, geometry, window, groups > 1, epilogue, tile)
     return Kernel(
         name=f"conv2d.{unit.name}",
         function=_function(spec),
         constants=(pack_weights(unit, dense).ravel(), starts, *constants),
-        scratch_bytes=spec.staging.bytes if spec.staging else 0,
+        scratch=(spec.staging.bytes,) if spec.staging else (),
     )
-
-
-def _wrap32(values: np.ndarray) -> np.ndarray:
-    """int64 to int32 modulo 2**32: sums that wrap on the way are exact once every product is in."""
-    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 def _dense_weights(
@@ -164,23 +135,25 @@ def _dense_weights(
 
 @cache
 def _function(spec: ConvSpec) -> tirx.PrimFunc:
-    unit, result, epilogue, staging = spec.unit, spec.result, spec.epilogue, spec.staging
+    unit, epilogue, staging = spec.unit, spec.epilogue, spec.staging
+    geometry, source, result = spec.geometry, spec.geometry.source, spec.geometry.result
+    kernel_rows, kernel_columns = geometry.kernel
     registers = result.stride // unit.lanes
     # Elements from one pixel, row and image to the next in what the dots read.
-    pixel = staging.channels if staging else spec.source.stride
-    row = pixel * (staging.columns if staging else spec.source.width)
-    image = 0 if staging else spec.source.elements
+    pixel = staging.channels if staging else source.stride
+    row = pixel * (staging.columns if staging else source.width)
+    image = 0 if staging else source.elements
     # Kernel columns and channels are one contiguous run unless columns are dilated or channels windowed.
-    merged = staging is not None and spec.dilation[1] == 1 and not spec.grouped
-    columns, run = (1, spec.kernel[1] * pixel) if merged else (spec.kernel[1], spec.window)
+    merged = staging is not None and geometry.dilation[1] == 1 and not spec.grouped
+    columns, run = (1, kernel_columns * pixel) if merged else (kernel_columns, spec.window)
     steps = run // unit.depth
     packed = unit.lanes * unit.depth
-    per_register = spec.kernel[0] * columns * steps * packed
+    per_register = kernel_rows * columns * steps * packed
 
     parameters = [
-        ("result", result.dtype, spec.batch * result.elements),
-        ("source", spec.source.dtype, spec.batch * spec.source.elements),
-        *((f"term{j}", dtype, spec.batch * result.elements) for j, dtype in enumerate(epilogue.terms)),
+        ("result", result.dtype, geometry.batch * result.elements),
+        ("source", source.dtype, geometry.batch * source.elements),
+        *((f"term{j}", dtype, geometry.batch * result.elements) for j, dtype in enumerate(epilogue.terms)),
         ("weights", unit.weight, registers * per_register),
         ("starts", "int32", registers),
         ("narrow", "int32", epilogue.narrow_size),
@@ -188,50 +161,43 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
         *([("staged", staging.dtype, staging.elements)] if staging else []),
     ]
 
-    def body(output: tirx.Buffer, source: tirx.Buffer, *rest: tirx.Buffer) -> None:
+    def body(output: tirx.Buffer, values: tirx.Buffer, *rest: tirx.Buffer) -> None:
         terms, (weights, starts, narrow, wide, *staged) = rest[: len(epilogue.terms)], rest[len(epilogue.terms) :]
-        operand = staged[0] if staging else source
+        operand = staged[0] if staging else values
         tile = spec.tile
         accumulators = local(tile.columns * tile.blocks * unit.lanes, "int32")
         each = [(c, b, (c * tile.blocks + b) * unit.lanes) for c in range(tile.columns) for b in range(tile.blocks)]
 
         def reduce(corner: Expr, register: Expr) -> None:
             """accumulators += the products of every kernel position and channel."""
-            with loop(spec.kernel[0]) as kh, loop(columns) as kw, loop(steps) as k:
-                at = corner + kh * (spec.dilation[0] * row) + kw * (spec.dilation[1] * pixel) + k * unit.depth
+            with loop(kernel_rows) as kh, loop(columns) as kw, loop(steps) as k:
+                at = corner + kh * (geometry.dilation[0] * row) + kw * (geometry.dilation[1] * pixel) + k * unit.depth
                 weight = register * per_register + ((kh * columns + kw) * steps + k) * packed
                 for c, b, slot in each:
                     value = dot(
                         unit,
                         vector(accumulators, slot, unit.lanes),
-                        vector(operand, at + c * spec.stride[1] * pixel, unit.depth),
+                        vector(operand, at + c * geometry.stride[1] * pixel, unit.depth),
                         vector(weights, weight + b * per_register, packed),
                     )
                     store(accumulators, slot, value, unit.lanes)
 
         def finish(corner: Expr, register: Expr) -> None:
             """Requantize every accumulator into the result."""
-            for c, b, slot in each:
-                channel = (register + b) * unit.lanes
-                at = corner + c * result.stride + channel
-
-                def load(buffer: tirx.Buffer, base: int, channel: Expr = channel) -> Expr:
-                    return vector(buffer, base + channel, unit.lanes)
-
-                value = epilogue.result(
-                    vector(accumulators, slot, unit.lanes),
-                    [vector(term, at, unit.lanes) for term in terms],
-                    load,
-                    (narrow, wide),
-                    unit.lanes,
-                )
-                store(output, at, value, unit.lanes)
+            # Pixels lie side by side where the tile has all their channels.
+            whole = tile.blocks == registers
+            runs = [each] if whole else [[entry for entry in each if entry[0] == c] for c in range(tile.columns)]
+            for run in runs:
+                at = corner + run[0][0] * result.stride + register * unit.lanes
+                sums = [vector(accumulators, slot, unit.lanes) for _, _, slot in run]
+                channels = [(register + b) * unit.lanes for _, b, _ in run]
+                epilogue.store_run(output, at, sums, channels, terms, (narrow, wide), unit.lanes)
 
         if staging:
             staging.write_fill(operand)
-        with loop(spec.batch) as n:
+        with loop(geometry.batch) as n:
             if staging:
-                staging.write_image(operand, source, n)
+                staging.write_images(operand, values, n)
             with (
                 loop(-(-registers // tile.blocks)) as block,
                 loop(result.height) as h,
@@ -243,7 +209,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                     bias = vector(narrow, (register + b) * unit.lanes, unit.lanes)
                     store(accumulators, slot, bias, unit.lanes)
                 window = starts[register] if spec.grouped else 0
-                reduce(n * image + h * spec.stride[0] * row + w * spec.stride[1] * pixel + window, register)
+                reduce(n * image + h * geometry.stride[0] * row + w * geometry.stride[1] * pixel + window, register)
                 finish(n * result.elements + (h * result.width + w) * result.stride, register)
 
     return kernel_function(parameters, body)

@@ -9,11 +9,12 @@ from functools import cache
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import LANES, Expr, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.base import LANES, Kernel, clipped, kernel_function, local, loop, store, vector
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.staging import Staging
 from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d
+from intcert.targets import Target
 
 COLUMNS = 4  # output pixels a tile: enough independent sums to hide a multiply, few enough for AVX2's registers
 
@@ -45,10 +46,10 @@ class DepthwiseSpec:
         )
 
 
-def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout, batch: int) -> Kernel:
+def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target) -> Kernel:
     """Kernel of a convolution with as many groups as input and output channels."""
     epilogue, constants = plan_epilogue(
-        node.requant, node.clamp, node.bias, tuple(term.dtype for term in terms), result.stride
+        node.requant, node.clamp, node.bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )
     spec = DepthwiseSpec(
         batch,
@@ -63,7 +64,7 @@ def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout,
     )
     weights = np.zeros((*spec.kernel, result.stride), np.int16)
     weights[..., : result.channels] = np.moveaxis(node.weight[..., 0], 0, -1)
-    return Kernel("depthwise.mul", _function(spec), (weights.ravel(), *constants), spec.staging.bytes)
+    return Kernel("depthwise.mul", _function(spec), (weights.ravel(), *constants), (spec.staging.bytes,))
 
 
 @cache
@@ -87,15 +88,11 @@ def _function(spec: DepthwiseSpec) -> tirx.PrimFunc:
         accumulators = local(columns * LANES, "int32")
         staging.write_fill(staged)
         with loop(spec.batch) as n:
-            staging.write_image(staged, source, n)
+            staging.write_images(staged, source, n)
             with loop(result.height) as h, loop(-(-result.width // columns)) as tile, loop(result.stride // LANES) as c:
                 w, channel = clipped(tile, columns, result.width), c * LANES
-
-                def load(buffer: tirx.Buffer, base: int, channel: Expr = channel) -> Expr:
-                    return vector(buffer, base + channel)
-
                 for i in range(columns):
-                    store(accumulators, i * LANES, load(narrow, 0), LANES)
+                    store(accumulators, i * LANES, vector(narrow, channel), LANES)
                 corner = h * spec.stride[0] * row + w * spec.stride[1] * pixel + channel
                 with loop(spec.kernel[0]) as kh, loop(spec.kernel[1]) as kw:
                     at = corner + kh * (spec.dilation[0] * row) + kw * (spec.dilation[1] * pixel)
@@ -106,8 +103,6 @@ def _function(spec: DepthwiseSpec) -> tirx.PrimFunc:
                         store(accumulators, i * LANES, vector(accumulators, i * LANES) + product, LANES)
                 for i in range(columns):
                     at = n * result.elements + (h * result.width + w + i) * result.stride + channel
-                    stored = [vector(term, at) for term in terms]
-                    value = epilogue.result(vector(accumulators, i * LANES), stored, load, (narrow, wide), LANES)
-                    store(output, at, value, LANES)
+                    epilogue.store_run(output, at, [vector(accumulators, i * LANES)], [channel], terms, (narrow, wide))
 
     return kernel_function(parameters, body)

@@ -30,13 +30,26 @@ _UNITS: dict[str, Callable[[Expr, Expr, Expr], Expr]] = {"vpdpbusd": _vpdpbusd, 
 
 def dot(unit: DotUnit, accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     """accumulator + products. activations: ``depth`` consecutive elements; weights: ``lanes * depth`` elements."""
-    word = tirx.Broadcast(tirx.reinterpret("int32", activations), unit.lanes)
-    return _UNITS[unit.name](accumulator, word, weights)
+    return dot_registers(unit, accumulator, tirx.Broadcast(tirx.reinterpret("int32", activations), unit.lanes), weights)
+
+
+def dot_registers(unit: DotUnit, accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
+    """accumulator + products, where every lane has ``depth`` activations of its own."""
+    return _UNITS[unit.name](accumulator, activations, weights)
 
 
 def activation_offset(unit: DotUnit, dtype: str) -> int:
     """What staging adds to an activation of this dtype: a unit with an unsigned side takes int8 as a + 128."""
     return 128 if unit.activation == "uint8" and dtype == "int8" else 0
+
+
+def wrapped_bias(unit: DotUnit, bias: np.ndarray, weight: np.ndarray, dtype: str) -> np.ndarray:
+    """int32[O]: what accumulators start with, less what the offset of the activations adds to their sums.
+
+    Modulo 2**32: sums that wrap on the way are exact once every product is in. weight: int8[O, ...].
+    """
+    added = activation_offset(unit, dtype) * weight.astype(np.int64).reshape(len(weight), -1).sum(1)
+    return ((bias - added) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
 def pack_weights(unit: DotUnit, weight: np.ndarray) -> np.ndarray:

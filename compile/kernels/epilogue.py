@@ -1,7 +1,8 @@
 """The end of every kernel: an int32 accumulator becomes an 8-bit activation, or a logit.
 
 The expressions follow docs/arithmetic.md line by line. They are written on vectors of int32 (q15) and int64 (q31); each
-intermediate is used once, so that LLVM sees one chain.
+intermediate is used once, so that LLVM sees one chain. Where the target has a unit for it, q15 is computed in 16-bit
+lanes instead (epilogue16.py), to the same integers.
 
 Constants travel in two arrays: ``narrow`` int32[width * (2 or 3 + T)] and ``wide`` int64. ``width`` is the number of
 entries, which is the channel stride, or, for average pooling, the number of kinds of positions.
@@ -9,13 +10,14 @@ entries, which is the channel stride, or, for average pooling, the number of kin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, splat, typed
+from intcert.compile.kernels import epilogue16
+from intcert.compile.kernels.base import LANES, Expr, Index, local, splat, store, typed, vector
 from intcert.compile.nodes import Clamp, LogitScale, Requant, RequantQ15
 
 #: Loads entries ``start + (channels of the current vector)`` of a constant array.
@@ -27,7 +29,7 @@ class Epilogue:
     """Which formula, and where its constants lie; hashable, so that kernels can be cached by it.
 
     scheme: "q15", "q31" or "logits"; accumulator: whether there is one; pre_shift: bits by which it is shifted left
-    first (q31 input and pooling); terms: dtypes of the stored terms.
+    first (q31 input and pooling); terms: dtypes of the stored terms; unit: the target's ``q15_unit``.
     """
 
     scheme: str
@@ -38,6 +40,7 @@ class Epilogue:
     lo: int = 0
     hi: int = 0
     pre_shift: int = 0
+    unit: str = "int32"
 
     @property
     def narrow_size(self) -> int:
@@ -49,6 +52,50 @@ class Epilogue:
     def wide_size(self) -> int:
         """Elements of the int64 constants."""
         return 2 * self.width
+
+    def store_run(
+        self,
+        output: tirx.Buffer,
+        at: Expr,
+        accumulators: list[Expr] | None,
+        channels: list[Index],
+        terms: Sequence[tirx.Buffer],
+        constants: tuple[tirx.Buffer, tirx.Buffer],
+        lanes: int = LANES,
+        step: int | None = None,
+    ) -> None:
+        """Emit the results of accumulator vectors.
+
+        at: where the first result and its stored terms lie; channels: the first channel of each vector; step: elements
+        from one vector of results to the next, by default none between them.
+        """
+        packs = self.scheme == "q15" and self.unit == "vpmulhrsw" and lanes == LANES
+        scattered = step not in (None, lanes)
+        step = step or lanes
+        widest = epilogue16.REGISTERS if packs and not (scattered and terms) else 1
+        begin = 0
+        while begin < len(channels):
+            # The greatest power of two that is left.
+            count = min(widest, 1 << ((len(channels) - begin).bit_length() - 1))
+            loads = [
+                lambda buffer, base, channel=channel: vector(buffer, base + channel, lanes)
+                for channel in channels[begin : begin + count]
+            ]
+            given = None if accumulators is None else accumulators[begin : begin + count]
+            here = at + begin * step
+            stored = [vector(term, here, lanes * count) for term in terms]
+            if packs:
+                value = epilogue16.packed_result(self, given, stored, loads, constants[0])
+            else:
+                value = self.result(given and given[0], stored, loads[0], constants, lanes)
+            if scattered and count > 1:
+                together = local(lanes * count, self.dtype)
+                store(together, 0, value, lanes * count)
+                for i in range(count):
+                    store(output, here + i * step, vector(together, i * lanes, lanes), lanes)
+            else:
+                store(output, here, value, lanes * count)
+            begin += count
 
     def result(
         self,
@@ -138,6 +185,7 @@ def plan_epilogue(
     terms: tuple[str, ...],
     width: int,
     pre_shift: int = 0,
+    unit: str = "int32",
 ) -> tuple[Epilogue, tuple[np.ndarray, np.ndarray]]:
     """Epilogue of a node and its constants (int32[narrow_size], int64[wide_size]).
 
@@ -158,7 +206,7 @@ def plan_epilogue(
         narrow = [padded(bias, "int32"), padded(requant.multiplier, "int32")]
         wide = [padded(requant.rounding, "int64"), np.zeros(width, "int64")]
     elif isinstance(requant, RequantQ15):
-        epilogue = Epilogue("q15", requant.channels > 0, terms, width, clamp.dtype, clamp.lo, clamp.hi)
+        epilogue = Epilogue("q15", requant.channels > 0, terms, width, clamp.dtype, clamp.lo, clamp.hi, unit=unit)
         scalars = np.array([*requant.term_multipliers, requant.offset], "int32")
         narrow = [padded(a, "int32") for a in (bias, requant.multiplier, requant.shift)] + [scalars]
         wide = [np.zeros(2 * width, "int64")]

@@ -7,6 +7,7 @@ most activations still spread over their range (a saturated graph would hide wro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -50,6 +51,28 @@ def random_integer_graph(seed: int, scheme: str) -> IntegerGraph:
     return _Builder(np.random.default_rng(seed), scheme).build()
 
 
+def convolution_graph(
+    seed: int,
+    scheme: str,
+    input_shape: tuple[int, int, int],
+    outputs: int,
+    kernel: tuple[int, int],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    dtype: str = "uint8",
+    residual: int = 0,
+) -> IntegerGraph:
+    """One convolution of an image of this shape, whose every result is a logit; padded by half a window.
+
+    dtype: of its operand; residual: how many terms are added to it, all one result of another convolution.
+    """
+    return _Builder(np.random.default_rng(seed), scheme, input_shape).build_convolution(
+        outputs, kernel, stride, dilation, groups, dtype, residual
+    )
+
+
 def random_input(graph: IntegerGraph, n: int, seed: int) -> np.ndarray:
     """int16[n, H, W, C]: mostly pixels with noise, and a few of the extremes that the noise law may reach."""
     rng = np.random.default_rng(seed)
@@ -60,12 +83,16 @@ def random_input(graph: IntegerGraph, n: int, seed: int) -> np.ndarray:
 
 
 class _Builder:
-    def __init__(self, rng: np.random.Generator, scheme: str) -> None:
+    def __init__(self, rng: np.random.Generator, scheme: str, input_shape: tuple[int, int, int] | None = None) -> None:
         self.rng = rng
         self.scheme = scheme
         self.nodes: list[Node] = []
         self.info: list[TensorInfo] = []
-        self.input_shape = (self.between(3, MAX_EXTENT), self.between(3, MAX_EXTENT), self.between(1, 4))
+        self.input_shape = input_shape or (
+            self.between(3, MAX_EXTENT),
+            self.between(3, MAX_EXTENT),
+            self.between(1, 4),
+        )
 
     def build(self) -> IntegerGraph:
         self.emit(self.input_quantize())
@@ -87,6 +114,33 @@ class _Builder:
             if step is not None:
                 self.emit(step)
         self.finish()
+        return self.graph()
+
+    def build_convolution(
+        self,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        dtype: str,
+        residual: int,
+    ) -> IntegerGraph:
+        least, most = STORED_RANGE[dtype]
+        self.emit(replace(self.input_quantize(), clamp=Clamp(dtype, least, most)))
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)) * 2
+        partner = None
+        for count in (0, residual) if residual else (0,):
+            weight = self.weights((outputs, *kernel, self.input_shape[2] // groups))
+            reach = np.abs(weight.astype(np.int64)).sum((1, 2, 3)) * self.magnitude(0)
+            terms = (partner,) * count
+            bias, requant = self.requantize(reach, terms)
+            node = Conv2d(0, weight, bias, stride, padding, dilation, groups, 0, requant, self.clamp(), terms)
+            partner = self.emit(node)
+        self.emit(Flatten(partner))
+        return self.graph()
+
+    def graph(self) -> IntegerGraph:
         names = tuple(f"{type(node).__name__.lower()}_{i}" for i, node in enumerate(self.nodes))
         return IntegerGraph(self.input_shape, self.scheme, tuple(self.nodes), names)
 

@@ -40,8 +40,8 @@ def test_unknown_names_suggest_the_nearest(wrong: str, near: str) -> None:
     [
         ({"avx2"}, "x86"),
         (CASCADE_LAKE, "x86-vnni"),
-        (CASCADE_LAKE | {"amx_tile"}, "x86-vnni"),
-        (CASCADE_LAKE | {"amx_tile", "amx_int8"}, "x86-amx"),
+        (CASCADE_LAKE | {"amx_tile", "amx_int8"}, "x86-vnni"),
+        (CASCADE_LAKE | {"avx512vbmi", "amx_tile", "amx_int8"}, "x86-amx"),
     ],
 )
 def test_host_is_the_strongest_that_fits(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str) -> None:
