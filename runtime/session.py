@@ -186,7 +186,14 @@ class _Machine:
         """Call an entry point. Arrays are copied into aligned memory, which a view of a larger array is not."""
         converted = [self._tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         with self._lock:
-            return self._machine[function](*converted).numpy()
+            try:
+                return self._machine[function](*converted).numpy()
+            except RuntimeError as error:
+                # The arguments were checked before: what the library still refuses is the machine. TVM's own defects
+                # are subclasses.
+                if type(error) is RuntimeError:
+                    raise WrongDeviceError(str(error).strip()) from None
+                raise
 
 
 def open_artifact(path: str | Path, threads: int | None = None) -> LocalSession:

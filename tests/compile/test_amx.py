@@ -16,6 +16,7 @@ from random_models import convolution_graph, random_input, random_integer_graph
 from tvm.runtime.vm import VirtualMachine
 
 from intcert import targets
+from intcert.compile.build import compile_artifact
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.kernels.geometry import ConvGeometry
 from intcert.compile.kernels.tile_plan import choose_tiling
@@ -25,7 +26,9 @@ from intcert.compile.library import compile_module
 from intcert.compile.lower import lower
 from intcert.compile.plan import make_plan
 from intcert.compile.reference import run
+from intcert.runtime.errors import WrongDeviceError
 from intcert.runtime.noise import noise_law
+from intcert.runtime.session import open_artifact
 from intcert.targets import Target
 
 HERE = Path(__file__).parent
@@ -123,6 +126,18 @@ def test_a_refused_permission_is_one_clear_line() -> None:
     graph = random_integer_graph(3, "q15")
     with pytest.raises(RuntimeError, match=r"refuses AMX tiles to the process.*--target x86-vnni"):
         logits(graph, dataclasses.replace(AMX, tile=tile), 2, random_input(graph, 1, 1))
+
+
+@needs_amx
+def test_a_refused_permission_is_a_wrong_device(tmp_path: Path) -> None:
+    """The same through a session, as a user meets it."""
+    tile = dataclasses.replace(AMX.tile, permission=(*AMX.tile.permission[:2], 63))
+    graph = random_integer_graph(3, "q15")
+    compile_artifact(graph, tmp_path / "a", target=dataclasses.replace(AMX, tile=tile), sigma="0.25")
+    image = np.zeros(graph.input_shape, np.uint8)
+    message = r"^counts: this system refuses AMX tiles.*--target x86-vnni$"
+    with open_artifact(tmp_path / "a", threads=1) as session, pytest.raises(WrongDeviceError, match=message):
+        session.counts(image, 1, 0, 10)
 
 
 @needs_amx
