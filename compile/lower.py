@@ -23,9 +23,9 @@ from tvm.tirx.script import builder as tb
 
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.kernels.base import Expr, when
-from intcert.compile.kernels.histogram import ROW_SAMPLES
 from intcert.compile.kernels.tiles import require_permission
 from intcert.compile.plan import CALLER, Plan, Step
+from intcert.runtime.session import ROW
 
 ENTRY_POINTS = ("counts", "logits", "layers")
 REFUSED = "this system refuses AMX tiles to the process (arch_prctl); compile the model with --target x86-vnni"
@@ -164,7 +164,7 @@ class _Lowering:
             for condition, message in (
                 (n > 0, "counts: n must be positive"),
                 (first >= 0, "counts: first must not be negative"),
-                (rows == (n + (ROW_SAMPLES - 1)) // ROW_SAMPLES, "counts: out must have ceil(n / 64) rows"),
+                (rows == (n + (ROW - 1)) // ROW, "counts: out must have ceil(n / 64) rows"),
             ):
                 with tb.Assert(condition, message):
                     pass

@@ -14,6 +14,7 @@ import numpy as np
 from intcert.runtime.errors import CertificateError, LedgerError
 from intcert.runtime.keys import image_key
 from intcert.runtime.ledger import Ledger, LedgerRow, RunSettings, image_sha
+from intcert.runtime.session import ROW
 from intcert.runtime.smoothing import ABSTAIN
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from intcert.runtime.datasets import Dataset
     from intcert.runtime.session import Session
 
-_ROW = 64
-_FIRST_BATCH = 4 * _ROW
+_FIRST_BATCH = 4 * ROW
 _BATCH_SECONDS = 0.5  # long enough to keep threads busy, short enough for Ctrl-C and progress bars
 
 
@@ -79,7 +79,7 @@ def certify(
     counts, samples = np.zeros(session.classes, np.int64), 0
     for row in _rows(session, x, key, parameters.n0, parameters.n, on_samples):
         counts += row
-        samples = min(samples + _ROW, parameters.n)
+        samples = min(samples + ROW, parameters.n)
         m = table.decide(counts, samples, selected)
         if m is not None:
             return Certificate(selected if m != ABSTAIN else ABSTAIN, m, samples, counts)
@@ -228,13 +228,13 @@ def _rows(
             on_samples(drawn)
         yield from rows
         affordable = int(size * _BATCH_SECONDS / max(elapsed, 1e-6))
-        batch = max(_ROW, min(affordable, max(drawn // 4, _FIRST_BATCH)) // _ROW * _ROW)
+        batch = max(ROW, min(affordable, max(drawn // 4, _FIRST_BATCH)) // ROW * ROW)
 
 
 def _counted(session: Session, x: np.ndarray, key: int, first: int, n: int) -> np.ndarray:
     """``session.counts``, complete: samples that a device lost would bias whatever is concluded from the rest."""
     rows = session.counts(x, key, first, n)
-    if rows.shape != (-(-n // _ROW), session.classes) or int(rows.sum()) != n:
+    if rows.shape != (-(-n // ROW), session.classes) or int(rows.sum()) != n:
         raise CertificateError(f"{session.target} counted {int(rows.sum())} of {n} samples; run the image again")
     return rows
 

@@ -16,8 +16,6 @@ from scipy import special
 
 from intcert.runtime.high_precision import context, number
 
-ROW = 64  # samples that the runtime counts together; every check point but the last is a multiple
-
 _FIRST_CHECKS = (64, 128)
 _CHECK_INTERVAL = 256
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from intcert.targets import x86
 from intcert.targets.base import DotUnit, Target, TileUnit
 
-__all__ = ["TARGETS", "DotUnit", "Target", "TileUnit", "UnknownTargetError", "cpu_flags", "find", "host"]
+__all__ = ["TARGETS", "DotUnit", "Target", "TileUnit", "UnknownTargetError", "cpu_flags", "find", "host", "runnable"]
 
 TARGETS: tuple[Target, ...] = x86.TARGETS
 
@@ -34,13 +34,18 @@ def find(name: str) -> Target:
     return known[name]
 
 
+def runnable() -> tuple[Target, ...]:
+    """The targets whose instruction sets this machine has, decided from its CPU flags alone, weakest first."""
+    have = cpu_flags()
+    return tuple(target for target in TARGETS if have.issuperset(target.cpu_flags))
+
+
 def host() -> Target:
-    """The last (strongest) x86 target whose instruction sets this machine has, decided from its CPU flags alone.
+    """The last (strongest) target that this machine runs.
 
     Raises UnknownTargetError where none fits.
     """
-    have = cpu_flags()
-    fitting = [target for target in x86.TARGETS if have.issuperset(target.cpu_flags)]
+    fitting = runnable()
     if not fitting:
         raise UnknownTargetError(f"no target fits this machine ({platform.machine()}, no AVX2); name one with --target")
     return fitting[-1]

@@ -9,9 +9,7 @@ from tvm import tirx
 from intcert.compile.kernels.base import Expr, Kernel, kernel_function, local, loop, store, when
 from intcert.compile.kernels.transfer import UNBOUNDED
 from intcert.compile.layout import Layout
-
-#: Samples a row of counts; part of the meaning of ``counts``, never a device's choice.
-ROW_SAMPLES = 64
+from intcert.runtime.session import ROW
 
 
 def histogram(logits: Layout, batch: int) -> Kernel:
@@ -34,7 +32,7 @@ def _function(logits: Layout, batch: int) -> tirx.PrimFunc:
             first = i * logits.stride
             with loop(logits.channels) as c, when(values[first + c] > values[first + best[0]]):
                 store(best, 0, c)
-            row = ((before + i.astype("int64")) // ROW_SAMPLES).astype("int32")
+            row = ((before + i.astype("int64")) // ROW).astype("int32")
             at = row * logits.channels + best[0]
             store(rows, at, rows[at] + 1)
 

@@ -8,8 +8,7 @@ from intcert.compile.graph import IntegerGraph
 from intcert.compile.reference.network import run
 from intcert.compile.reference.noise import sample_noise
 from intcert.runtime.noise import NoiseLaw
-
-ROW = 64  # samples a row of counts, fixed by the ledger's stopping rules
+from intcert.runtime.session import ROW
 
 
 class ReferenceSession:

@@ -9,9 +9,9 @@ import pytest
 
 from intcert.runtime import LedgerRow, read_ledger
 from intcert.runtime.ledger import HEADER
-from intcert.targets import TARGETS, cpu_flags
+from intcert.targets import runnable
 
-HERE = [target.name for target in TARGETS if cpu_flags().issuperset(target.cpu_flags)]
+HERE = [target.name for target in runnable()]
 
 
 def rewrite(ledger: Path, rows: list[LedgerRow]) -> None:

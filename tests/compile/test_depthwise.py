@@ -16,7 +16,7 @@ from intcert.compile.reference import run
 from intcert.runtime.noise import noise_law
 from intcert.targets import Target
 
-RUNNABLE = [target for target in targets.TARGETS if targets.cpu_flags().issuperset(target.cpu_flags)]
+RUNNABLE = targets.runnable()
 SHAPES = [  # input shape, kernel, options
     pytest.param((5, 19, 40), (3, 3), {"residual": 1}, id="3x3, a clipped tile"),
     pytest.param((9, 32, 16), (3, 3), {"stride": (2, 2)}, id="3x3, stride 2"),

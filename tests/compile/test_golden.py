@@ -16,7 +16,7 @@ from intcert.runtime.noise import noise_law
 from intcert.runtime.session import Session, open_artifact
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-RUNNABLE = [target.name for target in targets.TARGETS if targets.cpu_flags().issuperset(target.cpu_flags)]
+RUNNABLE = [target.name for target in targets.runnable()]
 DOCUMENT = json.loads((GOLDEN / "counts.json").read_text())
 IMAGES = np.load(GOLDEN / "images.npz")["images"]
 

@@ -24,7 +24,7 @@ from intcert.compile.reference import ReferenceSession, activations, run
 from intcert.runtime.noise import noise_law
 from intcert.targets import Target
 
-RUNNABLE = [target for target in targets.TARGETS if targets.cpu_flags().issuperset(target.cpu_flags)]
+RUNNABLE = targets.runnable()
 KEY = 0xFEDCBA9876543210
 
 

@@ -25,7 +25,7 @@ from intcert.train.models import MODELS
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.gz"
 DEMO = Path(__file__).parents[2] / "cli" / "demo" / "resnet20.pt2"
-RUNNABLE = [target.name for target in targets.TARGETS if targets.cpu_flags().issuperset(target.cpu_flags)]
+RUNNABLE = [target.name for target in targets.runnable()]
 SMALL, LARGE = ("lenet", "mlp", "vgg", "resnet20"), ("mobilenetv2", "resnet50")
 ARCHITECTURES = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from intcert.runtime.high_precision import context
-from intcert.runtime.sequential import ROW, accept_thresholds, check_points, log_mixture, reject_thresholds
+from intcert.runtime.sequential import accept_thresholds, check_points, log_mixture, reject_thresholds
+from intcert.runtime.session import ROW
 
 ALPHA, BETA = Fraction(1, 1000), Fraction(1, 100)
 P0 = st.fractions(Fraction(1, 2), Fraction(99, 100), max_denominator=1000)
