@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intcert.compile.arena import ALIGN, Block, place
+from intcert.compile.arena import ALIGN, PAGE, Block, place
 
 
 @st.composite
@@ -13,7 +13,8 @@ def lifetimes(draw: st.DrawFn) -> list[Block]:
     blocks = []
     for i in range(draw(st.integers(0, 20))):
         first = draw(st.integers(-1, 10))
-        blocks.append(Block(f"b{i}", draw(st.integers(1, 500)), first, draw(st.integers(first, 12))))
+        size = draw(st.one_of(st.integers(1, 500), st.integers(1, 3 * PAGE)))
+        blocks.append(Block(f"b{i}", size, first, draw(st.integers(first, 12))))
     return blocks
 
 
@@ -39,3 +40,10 @@ def test_a_chain_needs_two_buffers() -> None:
 def test_placement_is_reproducible() -> None:
     blocks = [Block(f"r{i}", 10 * (i % 3 + 1), i, i + 2) for i in range(9)]
     assert place(blocks) == place(list(reversed(blocks)))
+
+
+def test_what_a_step_writes_and_reads_begins_at_different_places_of_a_page() -> None:
+    blocks = [Block(f"r{i}", 4 * PAGE, i, i + 2) for i in range(12)]
+    offsets, _ = place(blocks)
+    for i in range(10):
+        assert len({offsets[f"r{j}"] % PAGE for j in range(i, i + 3)}) == 3
