@@ -4,21 +4,24 @@
 position and channel, and puts its sums into a small buffer that stays in the first-level cache, from which the epilogue
 reads them. A block that would stick out is moved back inside: some outputs are computed twice, to the same value.
 
+Blocks overlap, through all images: each tile of sums goes to memory and begins the next block before the next tile
+does, while the vector unit requantizes the block before those, whose sums lie in the other half of the buffer.
+
 Images are staged with their borders, as for the other convolutions; int8 activations need no offset here. A piece of
 the reduction that is longer than what it should read reads neighbours or slack, which meet weights of zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, Index, Kernel, clipped, kernel_function, loop, vector
+from intcert.compile.kernels.base import Expr, Index, Kernel, clipped, kernel_function, loop, vector, when
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.epilogue16 import REGISTERS
 from intcert.compile.kernels.geometry import conv_geometry
@@ -36,7 +39,9 @@ from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d, Linear, LogitScale
 from intcert.targets import Target
 
-UNROLLED = 18  # steps of a reduction between which the epilogue is spread
+UNROLLED = 18  # steps of a reduction between which the epilogue is spread; of a longer one, the first
+
+Emit = Callable[[int], None]
 
 
 def amx_conv2d(
@@ -61,7 +66,7 @@ def amx_conv2d(
             _packed_weights(tiled, weight).ravel(),
             *constants,
         ),
-        scratch=(4 * unit.columns * unit.rows * plan.sums, *([staging.bytes + unit.depth] if staging else [])),
+        scratch=(2 * 4 * unit.columns * unit.rows * plan.sums, *([staging.bytes + unit.depth] if staging else [])),
     )
 
 
@@ -76,6 +81,16 @@ def _packed_weights(tiled: TiledConv, weight: np.ndarray) -> np.ndarray:
     return pack_tiles(tiled.unit, pieces)
 
 
+def _nothing(tile: int) -> None:
+    pass
+
+
+def _shares(pieces: list[Callable[[], None]], count: int) -> Iterator[list[Callable[[], None]]]:
+    """The pieces in ``count`` lists, as even as can be."""
+    bounds = [len(pieces) * number // count for number in range(count + 1)]
+    return (pieces[begin:end] for begin, end in pairwise(bounds))
+
+
 @cache
 def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
     unit, geometry, plan = tiled.unit, tiled.geometry, tiled.plan
@@ -85,6 +100,10 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
     image = 0 if staging else source.elements
     weight_tile = unit.depth * unit.columns
     tile_sums = tiled.tile_rows * plan.outputs * unit.columns  # of the tiles that serve the same positions
+    block_sums = plan.positions * tile_sums
+    per_row = reduction.runs * reduction.pieces
+    # Elements from a vector of results to the next: the same channels of the next position, or the next channels.
+    advance = result.stride if plan.outputs == 1 else unit.columns
 
     parameters = [
         ("result", result.dtype, geometry.batch * result.elements),
@@ -94,10 +113,9 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
         ("weights", "int8", registers * reduction.length * weight_tile),
         ("narrow", "int32", epilogue.narrow_size),
         ("wide", "int64", epilogue.wide_size),
-        ("sums", "int32", plan.positions * tile_sums),
+        ("sums", "int32", 2 * block_sums),
         *([("staged", staging.dtype, staging.elements + unit.depth)] if staging else []),
     ]
-    each = list(product(range(plan.positions), range(plan.outputs)))  # tiles of sums
     first_activation = plan.sums
     first_weight = first_activation + tiled.activation_tiles
     weight_tiles = unit.registers - first_weight
@@ -119,17 +137,22 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
             starts = [tiled.tile_start(where % columns * plan.columns + c) for c in range(plan.columns)]
             return register, [(h + r, start) for r in range(plan.rows) for start in starts]
 
-        def begin(block: Expr) -> None:
-            """The sums of a block are its biases."""
+        def load_bias(tile: int, block: Expr) -> None:
+            """The sums of a block begin with its biases."""
             register, _ = place(block)
-            for tile, (_, o) in enumerate(each):
-                load_tile(tile, narrow, (register + o) * unit.columns, 0)
+            load_tile(tile, narrow, (register + tile % plan.outputs) * unit.columns, 0)
 
-        def products(n: Expr, block: Expr, kh: Index, run: Index, piece: Index) -> None:
-            """One step of the reduction."""
+        def store_sums(tile: int, half: Expr | int) -> None:
+            """A tile of sums goes to its half of the buffer, those of one position side by side."""
+            p, o = divmod(tile, plan.outputs)
+            stride = plan.outputs * unit.columns
+            store_tile(tile, sums, half * block_sums + p * tile_sums + o * unit.columns, 4 * stride)
+
+        def products(n: Expr, block: Expr, step: Index, before: Emit = _nothing, after: Emit = _nothing) -> None:
+            """One step of the reduction; around each product comes what ``before`` and ``after`` emit for its tile."""
             register, tiles = place(block)
+            kh, run, piece = step // per_row, step // reduction.pieces % reduction.runs, step % reduction.pieces
             at = kh * (geometry.dilation[0] * tiled.row) + run * reduction.step + piece * unit.depth
-            step = (kh * reduction.runs + run) * reduction.pieces + piece
 
             def load_activations(p: int) -> int:
                 y, start = tiles[p]
@@ -143,78 +166,101 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
                 load_tile(tile, weights, ((register + o) * reduction.length + step) * weight_tile, unit.depth)
                 return tile
 
+            def multiply(p: int, o: int, activations: int, weights: int) -> None:
+                tile = p * plan.outputs + o
+                before(tile)
+                multiply_tiles(tile, activations, weights, source.dtype)
+                after(tile)
+
             if plan.positions < plan.outputs:
                 held = [load_activations(p) for p in range(plan.positions)]
                 for o in range(plan.outputs):
                     moving = load_weights(o)
                     for p, tile in enumerate(held):
-                        multiply_tiles(p * plan.outputs + o, tile, moving, source.dtype)
+                        multiply(p, o, tile, moving)
             else:
                 held = [load_weights(o) for o in range(plan.outputs)]
                 for p in range(plan.positions):
                     moving = load_activations(p)
                     for o, tile in enumerate(held):
-                        multiply_tiles(p * plan.outputs + o, moving, tile, source.dtype)
+                        multiply(p, o, moving, tile)
 
-        def end() -> None:
-            """The sums go to memory, those of one position side by side."""
-            stride = plan.outputs * unit.columns
-            for tile, (p, o) in enumerate(each):
-                store_tile(tile, sums, p * tile_sums + o * unit.columns, 4 * stride)
-
-        def finish(n: Expr, block: Expr) -> list[Callable[[], None]]:
+        def finish(n: Expr, block: Expr, half: Expr) -> list[Callable[[], None]]:
             """What requantizes the sums of a block, a register of results at a time."""
             register, tiles = place(block)
-            images, columns = range(plan.images), range(tiled.tile_rows // plan.images)
-            # Pixels lie side by side where the block has all their channels.
-            runs = [list(columns)] if plan.outputs == registers else [[w] for w in columns]
             pieces = []
-            for (p, (y, start)), i, run in product(enumerate(tiles), images, runs):
-                corner = (n + i) * result.elements + (y * result.width + start + run[0]) * result.stride
-                vectors = [
-                    (
-                        p * tile_sums + ((w * plan.images + i) * plan.outputs + o) * unit.columns,
-                        (register + o) * unit.columns,
-                    )
-                    for w, o in product(run, range(plan.outputs))
-                ]
-                for first in range(0, len(vectors), REGISTERS):
-                    at = corner + (register + first) * unit.columns
-                    slots, channels = zip(*vectors[first : first + REGISTERS], strict=True)
-                    given = [vector(sums, slot, unit.columns) for slot in slots]
-                    pieces.append(partial(epilogue.store_run, output, at, given, list(channels), terms, (narrow, wide)))
+            for (p, (y, start)), image in product(enumerate(tiles), range(plan.images)):
+                for stretch in tiled.stretches(p % plan.columns):
+                    row, column, _ = stretch[0]
+                    corner = (n + image) * result.elements + ((y + row) * result.width + column) * result.stride
+                    if not plan.whole:
+                        corner += start * result.stride
+                    vectors = [
+                        (
+                            half * block_sums
+                            + p * tile_sums
+                            + ((w * plan.images + image) * plan.outputs + o) * unit.columns,
+                            (register + o) * unit.columns,
+                        )
+                        for _, _, w in stretch
+                        for o in range(plan.outputs)
+                    ]
+                    for begin in range(0, len(vectors), REGISTERS):
+                        slots, channels = zip(*vectors[begin : begin + REGISTERS], strict=True)
+                        at = corner + register * unit.columns + begin * advance
+                        given = [vector(sums, slot, unit.columns) for slot in slots]
+                        constants = (narrow, wide)
+                        pieces.append(
+                            partial(
+                                epilogue.store_run, output, at, given, list(channels), terms, constants, step=advance
+                            )
+                        )
             return pieces
 
-        def run_block(n: Expr, block: Expr, meanwhile: list[Callable[[], None]]) -> None:
-            """The sums of a block; between its products, ``meanwhile`` what needs the vector unit."""
-            begin(block)
-            if reduction.length <= UNROLLED:
-                steps = list(product(range(reduction.rows), range(reduction.runs), range(reduction.pieces)))
-                for number, step in enumerate(steps):
-                    products(n, block, *step)
-                    share = slice(*(len(meanwhile) * bound // len(steps) for bound in (number, number + 1)))
-                    for piece in meanwhile[share]:
-                        piece()
-            else:
-                for piece in meanwhile:
-                    piece()
-                with loop(reduction.rows) as kh, loop(reduction.runs) as run, loop(reduction.pieces) as piece:
-                    products(n, block, kh, run, piece)
-            end()
+        blocks = prod(tiled.blocks)
+        total = geometry.batch // plan.images * blocks
+
+        def where(number: Expr) -> tuple[Expr, Expr]:
+            """First image, and block in it, of a block's number.
+
+            Before the first two blocks the epilogue finds no sums yet. It runs all the same, for the first block,
+            whose results are overwritten when its turn comes.
+            """
+            number = tirx.max(number, 0)
+            return number // blocks * plan.images, number % blocks
+
+        unrolled = reduction.length if reduction.length <= UNROLLED else 1  # steps
 
         configure(config)
         if staging:
             staging.write_fill(operand)
-        with loop(geometry.batch // plan.images) as group:
-            n = group * plan.images
+        with loop(total) as i:
+            n, block = where(i)
             if staging:
-                staging.write_images(operand, values, n)
-            # The tiles are at work on a block while the vector unit finishes the one before.
-            blocks = prod(tiled.blocks)
-            run_block(n, tirx.const(0, "int32"), [])
-            with loop(blocks - 1) as block:
-                run_block(n, block + 1, finish(n, block))
-            for piece in finish(n, tirx.const(blocks - 1, "int32")):
+                with when(tirx.EQ(block, 0)):
+                    staging.write_images(operand, values, n)
+
+            meanwhile = _shares(finish(*where(i - 2), i % 2), unrolled * plan.sums)
+
+            def turn(tile: int) -> None:
+                store_sums(tile, (i + 1) % 2)
+                load_bias(tile, block)
+
+            def requantize(tile: int) -> None:
+                for piece in next(meanwhile):
+                    piece()
+
+            products(n, block, 0, turn, requantize)
+            for step in range(1, unrolled):
+                products(n, block, step, after=requantize)
+            if reduction.length > unrolled:
+                with loop(reduction.length - unrolled) as step:
+                    products(n, block, step + unrolled)
+        for tile in range(plan.sums):
+            store_sums(tile, (total - 1) % 2)
+        with loop(min(total, 2)) as i:
+            number = i + max(total - 2, 0)
+            for piece in finish(*where(number), number % 2):
                 piece()
         release()
 

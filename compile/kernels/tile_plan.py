@@ -5,14 +5,15 @@ the rows of a tile. Rows of a tile that cross a cache line are what costs most, 
 makes one position of several neighbouring columns: the same bytes are multiplied by as many sets of weights, each
 shifted by a column, and the results still lie in memory as they did. And staged rows begin at cache lines.
 
-Where a row is shorter than a tile, several images are staged with their pixels interleaved, which makes longer runs.
+Where a row is shorter than a tile, several images are staged with their pixels interleaved, which makes longer runs; or
+a small image is one run, whose sums at the borders between rows are computed for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from math import gcd
 
 import numpy as np
@@ -36,13 +37,14 @@ LOAD = {64: 8, 32: 19, 16: 36, 8: 44, 4: 50}
 class TilePlan:
     """What is multiplied at once: ``rows`` runs x ``columns`` tiles of a run x ``outputs`` tiles of channels.
 
-    images: how many are interleaved in a run.
+    images: how many are interleaved in a run; whole: the image is one run, the borders between its rows included.
     """
 
     rows: int
     columns: int
     outputs: int
     images: int = 1
+    whole: bool = False
 
     @property
     def positions(self) -> int:
@@ -122,8 +124,10 @@ class TiledConv:
 
     @property
     def positions(self) -> int:
-        """Positions of a run."""
-        return self.geometry.result.width * self.plan.images
+        """Positions of a run, those between the rows of a whole image included."""
+        result = self.geometry.result
+        between = (result.height - 1) * self.staging.columns if self.plan.whole else 0
+        return between + result.width * self.plan.images
 
     @property
     def position(self) -> int:
@@ -147,10 +151,27 @@ class TiledConv:
         passes = self.positions % (self.plan.columns * self.tile_rows)
         return tirx.min(start, self.positions - self.tile_rows) if passes else start
 
+    def stretches(self, column: int) -> list[list[tuple[int, int, int]]]:
+        """The results of a tile as stretches that are requantized together: (row, column, number in the tile), the
+        first two from where the tile begins, or, of a whole image, from its corner. column: the tile's, in a block.
+
+        A stretch goes along a row as far as the block has all channels of its positions, or just one tile of them.
+        """
+        start = min(column * self.tile_rows, self.positions - self.tile_rows)
+        if self.plan.whole:
+            fresh = range(column * self.tile_rows - start, self.tile_rows)  # the others are those of the tile before
+            places = [(*divmod(start + w, self.staging.columns), w) for w in fresh]
+            places = [place for place in places if place[1] < self.geometry.result.width]
+        else:
+            places = [(0, w, w) for w in range(self.tile_rows // self.plan.images)]
+        if self.plan.outputs not in (1, self.registers):
+            return [[place] for place in places]
+        return [list(row) for _, row in groupby(places, key=lambda place: place[0])]
+
     @property
     def blocks(self) -> tuple[int, int, int]:
         """How many blocks cover the channels, the rows and a run."""
-        plan, rows = self.plan, self.geometry.result.height
+        plan, rows = self.plan, 1 if self.plan.whole else self.geometry.result.height
         return (
             -(-self.registers // plan.outputs),
             -(-rows // plan.rows),
@@ -216,9 +237,9 @@ def choose_tiling(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> tup
 
 def _tilings(unit: TileUnit, geometry: ConvGeometry) -> Iterator[TiledConv]:
     width = geometry.result.width
+    short = not geometry.pointwise and geometry.stride[1] == 1 and width < unit.rows
     for images in (1, 2, 4, 8, 16):
-        mixes = geometry.stride[1] == 1 and not geometry.pointwise and width * images <= unit.rows
-        if images > 1 and not (mixes and geometry.batch % images == 0):
+        if images > 1 and not (short and width * images <= unit.rows and geometry.batch % images == 0):
             continue
         for rows, columns, outputs in product(range(1, 5), repeat=3):
             tiled = TiledConv(unit, geometry, TilePlan(rows, columns, outputs, images))
@@ -230,3 +251,7 @@ def _tilings(unit: TileUnit, geometry: ConvGeometry) -> Iterator[TiledConv]:
             )
             if fits:
                 yield tiled
+    for columns, outputs in product(range(1, 5), repeat=2):
+        tiled = TiledConv(unit, geometry, TilePlan(1, columns, outputs, whole=True))
+        if short and geometry.stride[0] == 1 and tiled.plan.sums <= 4 and tiled.blocks[2] == 1:
+            yield tiled

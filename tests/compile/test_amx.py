@@ -44,6 +44,8 @@ SHAPES = [  # input shape, output channels, kernel, options, images at once
     pytest.param((8, 8, 64), 64, (3, 3), {}, 3, id="an odd batch"),
     pytest.param((4, 3, 20), 24, (3, 3), {}, 16, id="many images in a run, one of them partly filled"),
     pytest.param((7, 7, 40), 48, (3, 3), {"residual": 1}, 1, id="three channel tiles, seven rows of a tile"),
+    pytest.param((7, 7, 256), 80, (3, 3), {}, 1, id="a whole image in a run"),
+    pytest.param((5, 9, 256), 80, (3, 3), {"residual": 1}, 1, id="a whole image in a run, with a term"),
     pytest.param((14, 14, 100), 80, (1, 1), {"residual": 1}, 1, id="pointwise, a long clipped run"),
     pytest.param((15, 15, 48), 40, (1, 1), {"stride": (2, 2)}, 2, id="pointwise, stride 2"),
     pytest.param((6, 21, 5), 33, (3, 5), {"dilation": (2, 2)}, 2, id="dilated"),
@@ -94,6 +96,10 @@ def test_tilings_are_legal_and_cover_the_result(width: int) -> None:
             for row in range(tiled.tile_rows)
         }
         assert covered == set(range(tiled.positions))
+        stored = [tiled.stretches(column) for column in range(plan.columns)]
+        if plan.whole:
+            places = [(y, x) for stretches in stored for stretch in stretches for y, x, _ in stretch]
+            assert sorted(places) == list(product(range(height), range(width)))
         if tiled.staging:
             assert tiled.row % 64 == 0
             assert tiled.staging.columns >= folded.columns
