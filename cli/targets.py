@@ -1,13 +1,21 @@
-"""``intcert targets``: what can be compiled for, and what this machine runs."""
+"""``intcert targets``: what can be compiled for, who links it, and what this machine runs."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from intcert.targets import Target
 
 
 @click.command("targets")
 def command() -> None:
-    """List the targets, and what this machine runs."""
+    """List the targets, what links for them, and what this machine runs.
+
+    Units are given with what one instruction does: sums x products of each; for AMX rows x columns x products.
+    """
     from intcert.cli.output import console, table
     from intcert.targets import TARGETS, UnknownTargetError, cpu_flags, host
 
@@ -18,7 +26,25 @@ def command() -> None:
         strongest = None
     rows = []
     for target in TARGETS:
-        missing = sorted(set(target.cpu_flags) - have)
-        here = f"no: lacks {' '.join(missing)}" if missing else "yes, = host" if target.name == strongest else "yes"
-        rows.append((target.name, target.description, target.dot.name, here))
-    console().print(table(("target", "processor", "dot product", "runs here"), rows))
+        here = "yes, = host" if target.name == strongest else "yes" if have.issuperset(target.cpu_flags) else "no"
+        rows.append(
+            (target.name, target.description, " ".join(target.cpu_flags), _units(target), _linker(target), here)
+        )
+    console().print(table(("target", "processor", "instruction sets", "units", "linker", "runs here"), rows))
+
+
+def _units(target: Target) -> str:
+    """The instructions of its convolutions, with what one of them computes."""
+    dot, tile = target.dot, target.tile
+    names = [f"{tile.name} {tile.rows}x{tile.columns}x{tile.depth}"] if tile else []
+    return ", ".join([*names, f"{dot.name} {dot.lanes}x{dot.depth}"])
+
+
+def _linker(target: Target) -> str:
+    from intcert.compile.linker import find_linker
+    from intcert.runtime.errors import MissingDependencyError
+
+    try:
+        return find_linker(target).name
+    except MissingDependencyError:
+        return "none: pip install 'intcert[cross]'"

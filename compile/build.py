@@ -14,6 +14,7 @@ import tvm
 
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library import assembly, compile_module, link
+from intcert.compile.linker import find_linker
 from intcert.compile.lower import ENTRY_POINTS, lower
 from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
@@ -94,9 +95,11 @@ def compile_artifact(
     certificate table is embedded; with radius (on the [0, 1] scale), the sequential one. dump: any of "relax", "tir",
     "asm", written beside the output as OUTPUT.relax.txt and so on.
 
-    Raises ModelError, SigmaError, CertificateError, ArtifactError or UnknownTargetError; nothing is left behind then.
+    Raises ModelError, SigmaError, CertificateError, ArtifactError, UnknownTargetError, or MissingDependencyError where
+    nothing links for the target; nothing is left behind then.
     """
     device = target if isinstance(target, Target) else find(target)
+    linker = find_linker(device)
     source = model if isinstance(model, Model) else load_model(model, scheme)
     sigma = sigma if sigma is not None else source.sigma
     if sigma is None:
@@ -140,7 +143,7 @@ def compile_artifact(
         layers=tuple(_layers(graph, plan)),
         certificates=tuple(sorted(tables)),
     )
-    members = {LIBRARY: link(executable), GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
+    members = {LIBRARY: link(executable, linker), GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
     members |= {f"certificate/{name}.bin": table for name, table in tables.items()}
     written = write_artifact(output, manifest, members)
     texts = {"relax": module.script, "tir": lambda: _tir(module), "asm": lambda: assembly(executable)}

@@ -8,13 +8,15 @@ from pathlib import Path
 import tvm
 from tvm import relax
 
+from intcert.compile.linker import Linker
 from intcert.compile.lower import ENTRY_POINTS
 from intcert.targets import Target
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
     """What LLVM is told about a target."""
-    return tvm.target.Target({"kind": target.kind, "mcpu": target.mcpu, "mattr": list(target.mattr)})
+    facts = {"kind": target.kind, "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
+    return tvm.target.Target(facts | ({"mfloat-abi": target.float_abi} if target.float_abi else {}))
 
 
 @tvm.transform.module_pass(opt_level=0, name="HidePrivateFunctions")
@@ -55,11 +57,11 @@ def compile_module(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
     return relax.build(module, target=tvm_target(target), relax_pipeline=_pipeline())
 
 
-def link(executable: relax.VMExecutable) -> bytes:
+def link(executable: relax.VMExecutable, linker: Linker) -> bytes:
     """The executable as a shared library."""
     with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
         path = Path(folder) / "lib.so"
-        executable.export_library(str(path))
+        executable.export_library(str(path), fcompile=linker)
         return path.read_bytes()
 
 

@@ -6,12 +6,12 @@ import difflib
 import platform
 from pathlib import Path
 
-from intcert.targets import x86
+from intcert.targets import arm, x86
 from intcert.targets.base import DotUnit, Target, TileUnit
 
 __all__ = ["TARGETS", "DotUnit", "Target", "TileUnit", "UnknownTargetError", "cpu_flags", "find", "host", "runnable"]
 
-TARGETS: tuple[Target, ...] = x86.TARGETS
+TARGETS: tuple[Target, ...] = (*x86.TARGETS, *arm.TARGETS)
 
 
 class UnknownTargetError(ValueError):
@@ -19,15 +19,15 @@ class UnknownTargetError(ValueError):
 
 
 def find(name: str) -> Target:
-    """The target of this name; "host" is the strongest one that this machine runs.
+    """The target of this name, or with this tag of TVM's; "host" is the strongest one that this machine runs.
 
     Raises UnknownTargetError.
     """
     if name == "host":
         return host()
-    known = {target.name: target for target in TARGETS}
+    known = {name: target for target in TARGETS for name in (target.name, *target.tags)}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [target.name for target in TARGETS]
         raise UnknownTargetError(
             f"unknown target {name!r}; did you mean {', '.join(near)}? `intcert targets` lists all"
         )
@@ -47,14 +47,17 @@ def host() -> Target:
     """
     fitting = runnable()
     if not fitting:
-        raise UnknownTargetError(f"no target fits this machine ({platform.machine()}, no AVX2); name one with --target")
+        raise UnknownTargetError(
+            f"no target fits this machine ({platform.machine()}, neither AVX2 nor NEON); name one with --target"
+        )
     return fitting[-1]
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this machine as the kernel reports them; empty where it reports none."""
+    """Instruction sets of this machine as Linux reports them (``flags`` on x86, ``Features`` on ARM), or none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+    names = ("flags", "Features")
+    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith(names)), "").split())

@@ -11,6 +11,10 @@ class DotUnit:
 
     Each of ``lanes`` int32 accumulators takes ``depth`` products at a time. ``activation`` and ``weight`` are the
     dtypes in which the operands must lie in memory; ``accumulators`` is how many registers a tile may keep in flight.
+
+    steps: reduction steps that one load of activations serves, where the instruction picks its operand by lane.
+    pairs: weights of a register lie in pairs, first those of all lanes, then the second ones.
+    full_range: the unit for layers with a weight of -128, where this one, which sums pairs in 16 bits, would overflow.
     """
 
     name: str
@@ -19,6 +23,9 @@ class DotUnit:
     activation: str
     weight: str
     accumulators: int
+    steps: int = 1
+    pairs: bool = False
+    full_range: DotUnit | None = None
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,21 @@ class TileUnit:
 class Target:
     """One kind of device.
 
-    name: what the command line calls it; description: for people; kind, mcpu, mattr: what LLVM is told;
+    name: what the command line calls it; description: for people; kind, triple, mcpu, mattr, float_abi: what LLVM is
+    told; the triple also names the GNU tools that link for it;
     cpu_flags: instruction sets it must have, as /proc/cpuinfo spells them; dot: the unit its convolutions use;
     tile: the unit for those that fit it, if there is one;
-    q15_unit: what requantizes in the q15 scheme, "int32" or "vpmulhrsw" (16-bit lanes, AVX-512BW);
+    q15_unit: what requantizes in the q15 scheme, "int32" or, in 16-bit lanes, "vpmulhrsw" (AVX-512BW), "sqrdmulh"
+    (AArch64) or "vqrdmulh" (ARMv7);
     byte_lookup: how a table of bytes is read, "loads" or "vpermb" (64 entries at once, AVX512-VBMI);
-    arena_budget: bytes of activations that should stay in the core's second-level cache.
+    arena_budget: bytes of activations that should stay in the core's second-level cache;
+    tags: what TVM's registry calls machines with this processor; ``find`` takes those names too.
     """
 
     name: str
     description: str
     kind: str
+    triple: str
     mcpu: str
     mattr: tuple[str, ...]
     cpu_flags: tuple[str, ...]
@@ -60,3 +71,5 @@ class Target:
     byte_lookup: str
     arena_budget: int
     tile: TileUnit | None = None
+    float_abi: str = ""
+    tags: tuple[str, ...] = ()

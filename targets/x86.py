@@ -9,6 +9,7 @@ VPDPBUSD = DotUnit("vpdpbusd", lanes=16, depth=4, activation="uint8", weight="in
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 AMX_INT8 = TileUnit("amx-int8", rows=16, columns=16, depth=64, registers=8, permission=(158, 0x1023, 18))
 
+_TRIPLE = "x86_64-linux-gnu"
 # LLVM would look the noise table up with gathers, at a third of the speed of plain loads.
 _NO_GATHER = ("+prefer-no-gather",)
 
@@ -20,6 +21,7 @@ TARGETS = (
         name="x86",
         description="any x86-64 with AVX2 (Haswell, Zen and later)",
         kind="llvm",
+        triple=_TRIPLE,
         mcpu="haswell",
         mattr=(),
         cpu_flags=_AVX2,
@@ -32,6 +34,7 @@ TARGETS = (
         name="x86-vnni",
         description="AVX-512 with VNNI (Cascade Lake, Ice Lake, Zen 4 and later)",
         kind="llvm",
+        triple=_TRIPLE,
         mcpu="cascadelake",
         mattr=_NO_GATHER,
         cpu_flags=_VNNI,
@@ -39,11 +42,13 @@ TARGETS = (
         q15_unit="vpmulhrsw",
         byte_lookup="loads",
         arena_budget=1 << 20,
+        tags=("aws/cpu/c5.12xlarge", "aws/cpu/c5.24xlarge"),
     ),
     Target(
         name="x86-amx",
         description="AMX int8 tiles (Sapphire Rapids and later)",
         kind="llvm",
+        triple=_TRIPLE,
         mcpu="sapphirerapids",
         mattr=_NO_GATHER,
         cpu_flags=(*_VNNI, "avx512vbmi", "amx_tile", "amx_int8"),

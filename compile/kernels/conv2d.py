@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 from tvm import tirx
 
 from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, store, vector
-from intcert.compile.kernels.dot import activation_offset, dot, pack_weights, wrapped_bias
+from intcert.compile.kernels.dot import activation_offset, dot, dot_unit, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
 from intcert.compile.kernels.staging import Staging
@@ -89,8 +90,8 @@ def conv2d(
     node: Conv2d | Linear, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target
 ) -> Kernel:
     """Kernel of an ungrouped or grouped convolution, or of a linear layer."""
-    unit = target.dot
     geometry, weight, groups = conv_geometry(node, source, result, batch)
+    unit = dot_unit(target, weight)
     registers = result.stride // unit.lanes
     dense, starts, window = _dense_weights(weight, groups, unit, result.stride, source.channels)
     bias = wrapped_bias(unit, node.bias, weight, source.dtype)
@@ -147,6 +148,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
     merged = staging is not None and geometry.dilation[1] == 1 and not spec.grouped
     columns, run = (1, kernel_columns * pixel) if merged else (kernel_columns, spec.window)
     steps = run // unit.depth
+    loads, last = divmod(steps, unit.steps)
     packed = unit.lanes * unit.depth
     per_register = kernel_rows * columns * steps * packed
 
@@ -170,17 +172,28 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
 
         def reduce(corner: Expr, register: Expr) -> None:
             """accumulators += the products of every kernel position and channel."""
-            with loop(kernel_rows) as kh, loop(columns) as kw, loop(steps) as k:
-                at = corner + kh * (geometry.dilation[0] * row) + kw * (geometry.dilation[1] * pixel) + k * unit.depth
-                weight = register * per_register + ((kh * columns + kw) * steps + k) * packed
-                for c, b, slot in each:
+
+            def accumulate(at: Expr, weight: Expr, load: Expr | int, count: int) -> None:
+                """The first ``count`` steps of one load of activations."""
+                for step, (c, b, slot) in product(range(count), each):
+                    here = at + load * (unit.steps * unit.depth) + c * geometry.stride[1] * pixel
                     value = dot(
                         unit,
                         vector(accumulators, slot, unit.lanes),
-                        vector(operand, at + c * geometry.stride[1] * pixel, unit.depth),
-                        vector(weights, weight + b * per_register, packed),
+                        vector(operand, here, unit.steps * unit.depth),
+                        vector(weights, weight + (load * unit.steps + step) * packed + b * per_register, packed),
+                        step,
                     )
                     store(accumulators, slot, value, unit.lanes)
+
+            with loop(kernel_rows) as kh, loop(columns) as kw:
+                at = corner + kh * (geometry.dilation[0] * row) + kw * (geometry.dilation[1] * pixel)
+                weight = register * per_register + (kh * columns + kw) * steps * packed
+                if loads:
+                    with loop(loads) as load:
+                        accumulate(at, weight, load, unit.steps)
+                if last:
+                    accumulate(at, weight, loads, last)
 
         def finish(corner: Expr, register: Expr) -> None:
             """Requantize every accumulator into the result."""

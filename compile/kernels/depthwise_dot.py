@@ -58,7 +58,8 @@ class DepthwiseDotSpec:
 
 def fits_depthwise_dot(node: Conv2d, target: Target) -> bool:
     """Whether the target has such a unit, and neighbouring products are neighbouring pixels."""
-    return target.dot.depth == 4 and node.dilation[1] == 1
+    unit = target.dot
+    return unit.lanes * unit.depth == len(_BYTES) and unit.depth == 4 and node.dilation[1] == 1
 
 
 def depthwise_dot(

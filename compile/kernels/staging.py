@@ -17,7 +17,7 @@ class Staging:
     """Staged images [rows, columns, images, channels] of ``dtype`` and where they come from.
 
     top, left: rows and columns of ``fill`` before each image; whatever the source does not cover is ``fill`` too.
-    offset: added to every element, 0 or 128; the staged fill includes it. images: how many are interleaved.
+    offset: added to every element, 0, 128 or -128; the staged fill includes it. images: how many are interleaved.
     """
 
     source: Layout
@@ -70,8 +70,8 @@ class Staging:
 
     def _convert(self, value: Expr, lanes: int) -> Expr:
         value = value.astype(typed(self.dtype, lanes))
-        # a + 128 modulo 256 flips the sign bit.
-        return value ^ splat(0x80, self.dtype, lanes) if self.offset else value
+        # Adding or subtracting 128 modulo 256 flips the sign bit.
+        return value ^ splat(self.offset, self.dtype, lanes) if self.offset else value
 
 
 def _vector_lanes(length: int, most: int) -> int:

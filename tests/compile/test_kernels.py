@@ -158,4 +158,6 @@ def test_packed_weights_hold_every_weight_once(target: Target) -> None:
     assert packed.dtype == unit.weight
     for o in range(outputs):
         for k in range(inner):
-            assert packed[o // unit.lanes, 1, k // unit.depth, o % unit.lanes, k % unit.depth] == weight[o, 1, k]
+            lane, at = o % unit.lanes, k % unit.depth
+            position = at // 2 * 2 * unit.lanes + 2 * lane + at % 2 if unit.pairs else unit.depth * lane + at
+            assert packed[o // unit.lanes, 1, k // unit.depth, position] == weight[o, 1, k]

@@ -16,7 +16,7 @@ CASCADE_LAKE = {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_v
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_every_target_is_consistent(target: targets.Target) -> None:
     assert find(target.name) is target
-    assert target.dot.lanes * 32 in (256, 512)
+    assert target.dot.lanes * 32 in (128, 256, 512)
     assert target.dot.depth in (2, 4)
     assert target.cpu_flags
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -24,10 +24,21 @@ def test_every_target_is_consistent(target: targets.Target) -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len({target.name for target in TARGETS}) == len(TARGETS)
+    names = [name for target in TARGETS for name in (target.name, *target.tags)]
+    assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("x86-vnn", "x86-vnni"), ("amx", "x86-amx"), ("zzz", "x86")])
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("x86-vnn", "x86-vnni"),
+        ("amx", "x86-amx"),
+        ("zzz", "x86"),
+        ("cortex-a72", "arm-a72"),
+        ("a55", "arm-a55"),
+        ("raspberry-pi/4b", "raspberry-pi/4b-aarch64"),
+    ],
+)
 def test_unknown_names_suggest_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(UnknownTargetError, match=near) as caught:
         find(wrong)
@@ -42,6 +53,9 @@ def test_unknown_names_suggest_the_nearest(wrong: str, near: str) -> None:
         (CASCADE_LAKE, "x86-vnni"),
         (CASCADE_LAKE | {"amx_tile", "amx_int8"}, "x86-vnni"),
         (CASCADE_LAKE | {"avx512vbmi", "amx_tile", "amx_int8"}, "x86-amx"),
+        ({"half", "thumb", "neon", "vfpv4"}, "arm-a15"),
+        ({"fp", "asimd", "crc32"}, "arm-a72"),
+        ({"fp", "asimd", "asimddp"}, "arm-a78"),
     ],
 )
 def test_host_is_the_strongest_that_fits(monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: str) -> None:
@@ -56,14 +70,30 @@ def test_a_machine_that_fits_nothing_is_told_so(monkeypatch: pytest.MonkeyPatch)
         host()
 
 
-def test_cpu_flags_are_those_of_the_kernel() -> None:
-    assert targets.cpu_flags() == frozenset(
-        next(
-            (
-                line.split(":", 1)[1]
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("flags")
-            ),
-            "",
-        ).split()
-    )
+@pytest.mark.parametrize("name", ["flags", "Features"])
+def test_cpu_flags_are_those_of_the_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """x86 and ARM call the line differently; each processor has one, and the first is taken."""
+    text = f"processor\t: 0\n{name}\t: fp asimd\nCPU part\t: 0xd08\n\nprocessor\t: 1\n{name}\t: fp\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text if path == Path("/proc/cpuinfo") else "")
+    assert targets.cpu_flags() == {"fp", "asimd"}
+
+
+def test_a_system_that_reports_no_cpu_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert targets.cpu_flags() == frozenset()
+
+
+def test_tags_are_those_of_tvm() -> None:
+    """Each names a machine that TVM knows too, of the same width."""
+    from tvm.target.tag import list_tags
+
+    known = list_tags()
+    tags = {tag: target for target in TARGETS for tag in target.tags}
+    assert tags
+    for tag, target in tags.items():
+        assert find(tag) is target
+        triple = known[tag].attrs.get("mtriple", "x86_64-linux-gnu")
+        assert triple.startswith("arm") == target.triple.startswith("arm"), tag

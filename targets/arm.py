@@ -1,0 +1,75 @@
+"""ARM Cortex-A processors: 32-bit ones (ARMv7 with NEON), then 64-bit ones, weakest first."""
+
+from __future__ import annotations
+
+from intcert.targets.base import DotUnit, Target
+
+# A load of 16 bytes of activations serves four steps: the instructions take one of its lanes.
+_NEON = {"lanes": 4, "depth": 4, "activation": "int8", "weight": "int8", "steps": 4}
+
+# ARMv8.2-A FEAT_DotProd; by lane.
+SDOT = DotUnit("sdot", accumulators=20, **_NEON)
+# ARMv8.6-A FEAT_I8MM: unsigned activations as they are.
+USDOT = DotUnit("usdot", accumulators=20, **(_NEON | {"activation": "uint8"}))
+# Two products to a 16-bit lane (multiply, multiply-add), then a pairwise sum into 32 bits. (-128)^2 twice would
+# overflow, so layers with a weight of -128 sum each product alone.
+SMULL = DotUnit("smull", accumulators=16, pairs=True, **_NEON)
+SMLAL = DotUnit("smlal", accumulators=16, pairs=True, full_range=SMULL, **_NEON)
+# The same on ARMv7, which has 16 registers.
+VMULL = DotUnit("vmull", accumulators=8, pairs=True, **_NEON)
+VMLAL = DotUnit("vmlal", accumulators=8, pairs=True, full_range=VMULL, **_NEON)
+
+
+_FLAGS = {SMLAL: ("asimd",), SDOT: ("asimd", "asimddp"), USDOT: ("asimd", "asimddp", "i8mm")}
+
+
+def _aarch64(name: str, description: str, mcpu: str, dot: DotUnit, arena_budget: int, **facts: object) -> Target:
+    return Target(
+        name=name,
+        description=description,
+        kind="llvm",
+        triple="aarch64-linux-gnu",
+        mcpu=mcpu,
+        cpu_flags=_FLAGS[dot],
+        dot=dot,
+        q15_unit="int32",
+        byte_lookup="loads",
+        arena_budget=arena_budget,
+        **({"mattr": ()} | facts),
+    )
+
+
+def _armv7(name: str, description: str, mcpu: str, arena_budget: int, **facts: object) -> Target:
+    return Target(
+        name=name,
+        description=description,
+        kind="llvm",
+        triple="arm-linux-gnueabihf",
+        mcpu=mcpu,
+        mattr=("+neon",),
+        cpu_flags=("neon",),
+        dot=VMLAL,
+        q15_unit="int32",
+        byte_lookup="loads",
+        arena_budget=arena_budget,
+        float_abi="hard",
+        **facts,
+    )
+
+
+TARGETS = (
+    _armv7("arm-a9", "Cortex-A9, 32 bits (Zynq-7000)", "cortex-a9", 256 << 10, tags=("arm/pynq",)),
+    _armv7("arm-a7", "Cortex-A7, 32 bits (Raspberry Pi 2, STM32MP1)", "cortex-a7", 128 << 10,
+           tags=("arm/stm32mp1", "arm/rasp3b")),
+    _armv7("arm-a15", "Cortex-A15, 32 bits; any ARMv8 with a 32-bit system", "cortex-a15", 512 << 10,
+           tags=("arm/beagleai", "arm/rasp4b")),
+    _aarch64("arm-a53", "Cortex-A53 (Raspberry Pi 3); any 64-bit ARM", "cortex-a53", SMLAL, 256 << 10,
+             tags=("arm/ultra96", "arm/thunderx")),
+    _aarch64("arm-a72", "Cortex-A72 (Raspberry Pi 4)", "cortex-a72", SMLAL, 512 << 10,
+             tags=("raspberry-pi/4b-aarch64", "arm/rasp4b64", "arm/rk3399")),
+    _aarch64("arm-a55", "Cortex-A55, dot product", "cortex-a55", SDOT, 128 << 10),
+    _aarch64("arm-a76", "Cortex-A76, dot product (Raspberry Pi 5)", "cortex-a76", SDOT, 384 << 10),
+    _aarch64("arm-a78", "Cortex-A78, dot product", "cortex-a78", SDOT, 384 << 10),
+    _aarch64("arm-v8.6", "ARMv8.6 and ARMv9 with int8 matrices (Cortex-A510, A710, Neoverse N2)", "generic", USDOT,
+             384 << 10, mattr=("+v8.6a",)),
+)  # fmt: skip
