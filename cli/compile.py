@@ -50,6 +50,14 @@ def _split_dumps(context: click.Context, parameter: click.Parameter, value: str 
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL's name .intcert, here]"
 )
+@click.option(
+    "--db",
+    "database",
+    metavar="FILE",
+    default="shipped",
+    show_default=True,
+    help="Tuning database (intcert tune), the one that comes with intcert for this target, or none.",
+)
 @click.option("--dump", metavar="KINDS", callback=_split_dumps, help="Also write OUTPUT.KIND.txt: relax,tir,asm.")
 @click.option("--dry-run", is_flag=True, help="Import only, and list everything that is not supported.")
 def command(
@@ -61,6 +69,7 @@ def command(
     alpha: str | None,
     radius: str | None,
     output: Path | None,
+    database: str,
     dump: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -83,7 +92,16 @@ def command(
 
     with console(stderr=True).status(f"compiling {model}"):
         manifest = compile_artifact(
-            path, output, target=target, sigma=sigma, scheme=scheme, n=n, alpha=alpha, radius=radius, dump=dump
+            path,
+            output,
+            target=target,
+            sigma=sigma,
+            scheme=scheme,
+            n=n,
+            alpha=alpha,
+            radius=radius,
+            dump=dump,
+            database=database,
         )
     click.echo(
         facts(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import tvm
 
+from intcert.compile.database import SHIPPED, open_database
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library import assembly, compile_module, link
 from intcert.compile.linker import find_linker
@@ -87,16 +88,18 @@ def compile_artifact(
     radius: str | None = None,
     dump: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    database: str | os.PathLike[str] = SHIPPED,
 ) -> Manifest:
     """Compile a model for a target and write the artifact.
 
     sigma: noise level on the [0, 1] scale as an exact decimal; may be left out where the .pt2 carries one. chunk:
     samples that the kernels work on at once, chosen by the target's cache where left out. With n or alpha, the fixed-N
     certificate table is embedded; with radius (on the [0, 1] scale), the sequential one. dump: any of "relax", "tir",
-    "asm", written beside the output as OUTPUT.relax.txt and so on.
+    "asm", written beside the output as OUTPUT.relax.txt and so on. database: a tuning database, "shipped" for the one
+    that comes with intcert for this target, or "none"; it decides times, never counts.
 
-    Raises ModelError, SigmaError, CertificateError, ArtifactError, UnknownTargetError, or MissingDependencyError where
-    nothing links for the target; nothing is left behind then.
+    Raises ModelError, SigmaError, CertificateError, ArtifactError, DatabaseError, UnknownTargetError, or
+    MissingDependencyError where nothing links for the target; nothing is left behind then.
     """
     device = target if isinstance(target, Target) else find(target)
     linker = find_linker(device)
@@ -115,7 +118,7 @@ def compile_artifact(
         parameters = CertificateParameters(law.sigma, graph.dimension, **given)
         tables[parameters.rule.replace(":", "-")] = certificate_table(parameters, law).to_bytes()
 
-    plan = make_plan(graph, law, device, chunk)
+    plan = make_plan(graph, law, device, chunk, open_database(database, device))
     module = lower(graph, plan)
     executable = compile_module(module, device)
     names = tuple(class_names or source.class_names)
@@ -159,6 +162,7 @@ def _layers(graph: IntegerGraph, plan: Plan) -> list[dict[str, object]]:
             "name": step.name,
             "node": type(node).__name__,
             "kernel": step.kernel.name,
+            "schedule": step.kernel.schedule and asdict(step.kernel.schedule),
             "operands": list(step.operands),
             "offset": step.result,
             "shape": list(info.shape),

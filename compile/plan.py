@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from intcert.compile.arena import ALIGN, Block, place
+from intcert.compile.database import Database
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.kernels import Kernel, kernel_for
+from intcert.compile.kernels import Kernel
 from intcert.compile.kernels.histogram import histogram
 from intcert.compile.kernels.noise import noisy_input
 from intcert.compile.kernels.transfer import load_samples, store_logits
+from intcert.compile.layer import layers_of, network_key
 from intcert.compile.layout import Layout
 from intcert.compile.nodes import InputQuantize, operands
 from intcert.runtime.noise import NoiseLaw
@@ -76,17 +78,27 @@ class _Blob:
         return np.frombuffer(bytes(self.data) + bytes(ALIGN), np.uint8)
 
 
-def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | None = None) -> Plan:
-    """Plan of a graph. batch: samples a chunk; by default as many as keep the arena within the target's budget."""
+def make_plan(
+    graph: IntegerGraph,
+    law: NoiseLaw,
+    target: Target,
+    batch: int | None = None,
+    database: Database | None = None,
+) -> Plan:
+    """Plan of a graph.
+
+    batch: samples a chunk; by default what the database says, else as many as keep the arena within the target's
+    budget. database: schedules of the layers that it knows; the others get what is estimated to be best.
+    """
+    if batch is None and database:
+        batch = database.chunk(network_key(graph, target))
     if batch is None:
         single = make_plan(graph, law, target, 1)
         fitting = max(1, target.arena_budget // single.arena_bytes)
         batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
-    layouts = [Layout.of(info) for info in graph.info]
-    kernels = [
-        kernel_for(node, [layouts[i] for i in operands(node)], layouts[position], batch, graph.scheme, target)
-        for position, node in enumerate(graph.nodes)
-    ]
+    layers = layers_of(graph, batch, target)
+    layouts = [layer.result for layer in layers]
+    kernels = [layer.kernel(database and database.schedule(layer)) for layer in layers]
     last_use = dict.fromkeys(range(len(kernels)), len(kernels))
     last_use |= {operand: position for position, node in enumerate(graph.nodes) for operand in operands(node)}
     last_input = max(position for position, node in enumerate(graph.nodes) if isinstance(node, InputQuantize))

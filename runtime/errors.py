@@ -34,6 +34,10 @@ class ModelError(IntcertError):
     """A model that cannot be imported or executed in integers; the message names the node and the fix."""
 
 
+class DatabaseError(IntcertError):
+    """A tuning database that is missing, damaged, for another target, or of another version of the kernels."""
+
+
 class WrongDeviceError(IntcertError):
     """An artifact built for instructions that this machine does not have."""
 

@@ -1,12 +1,19 @@
-"""Kernels: one file a family. ``kernel_for`` chooses the family of a node by asking the target."""
+"""Kernels: one file a family. ``kernel_for`` chooses the family of a node by asking the target.
+
+Convolutions and linear layers can be written in several ways; ``schedules_for`` lists them, and the tuner
+(``intcert.compile.tune``) measures them.
+"""
 
 from __future__ import annotations
 
-from intcert.compile.kernels.amx import amx_conv2d
-from intcert.compile.kernels.base import Kernel
-from intcert.compile.kernels.conv2d import conv2d
-from intcert.compile.kernels.depthwise import depthwise
-from intcert.compile.kernels.depthwise_dot import depthwise_dot, fits_depthwise_dot
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from intcert.compile.kernels.amx import amx_conv2d, amx_schedules
+from intcert.compile.kernels.base import Kernel, Schedule
+from intcert.compile.kernels.conv2d import conv2d, conv2d_schedules
+from intcert.compile.kernels.depthwise import depthwise, depthwise_schedules
+from intcert.compile.kernels.depthwise_dot import depthwise_dot, depthwise_dot_schedules, fits_depthwise_dot
 from intcert.compile.kernels.elementwise import add, input_quantize
 from intcert.compile.kernels.movement import concat, flatten, pad, slice_
 from intcert.compile.kernels.pooling import avg_pool2d, max_pool2d
@@ -26,22 +33,55 @@ from intcert.compile.nodes import (
 )
 from intcert.targets import Target
 
-__all__ = ["Kernel", "kernel_for"]
+__all__ = ["Kernel", "Schedule", "kernel_for", "schedules_for"]
 
 
-def kernel_for(node: Node, inputs: list[Layout], result: Layout, batch: int, scheme: str, target: Target) -> Kernel:
-    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``."""
+@dataclass(frozen=True)
+class Family:
+    """Convolution kernels of one kind: what writes one, and what lists the schedules that it takes."""
+
+    kernel: Callable[..., Kernel]
+    schedules: Callable[..., tuple[Schedule, ...]]
+
+
+AMX = Family(amx_conv2d, amx_schedules)
+DOT = Family(conv2d, conv2d_schedules)
+DEPTHWISE = Family(depthwise, depthwise_schedules)
+DEPTHWISE_DOT = Family(depthwise_dot, depthwise_dot_schedules)
+
+
+def _family(node: Conv2d | Linear, source: Layout, result: Layout, target: Target) -> Family:
+    groups = getattr(node, "groups", 1)
+    if groups > 1 and groups == source.channels == result.channels:
+        return DEPTHWISE_DOT if fits_depthwise_dot(node, target) else DEPTHWISE
+    return AMX if target.tile and groups == 1 else DOT
+
+
+def schedules_for(node: Node, inputs: list[Layout], result: Layout, batch: int, target: Target) -> tuple[Schedule, ...]:
+    """The schedules that ``kernel_for`` takes for a node, the one that it would choose first; none where there is no
+    choice."""
+    if not isinstance(node, Conv2d | Linear):
+        return ()
+    return _family(node, inputs[0], result, target).schedules(node, inputs[0], result, batch, target)
+
+
+def kernel_for(
+    node: Node,
+    inputs: list[Layout],
+    result: Layout,
+    batch: int,
+    scheme: str,
+    target: Target,
+    schedule: Schedule | None = None,
+) -> Kernel:
+    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``; schedule: one of
+    ``schedules_for``, by default the one that is estimated to be best."""
     match node:
         case InputQuantize():
             return input_quantize(node, result, batch, scheme, target)
-        case Conv2d() if node.groups == inputs[0].channels == result.channels and node.groups > 1:
-            if fits_depthwise_dot(node, target):
-                return depthwise_dot(node, inputs[0], inputs[1:], result, batch, target)
-            return depthwise(node, inputs[0], inputs[1:], result, batch, target)
-        case Conv2d() | Linear() if target.tile and getattr(node, "groups", 1) == 1:
-            return amx_conv2d(node, inputs[0], inputs[1:], result, batch, target)
         case Conv2d() | Linear():
-            return conv2d(node, inputs[0], inputs[1:], result, batch, target)
+            family = _family(node, inputs[0], result, target)
+            return family.kernel(node, inputs[0], inputs[1:], result, batch, target, schedule)
         case Add():
             return add(node, inputs, result, batch, target)
         case AvgPool2d():

@@ -25,7 +25,7 @@ from intcert.compile.kernels.base import Expr, Index, Kernel, clipped, kernel_fu
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.epilogue16 import REGISTERS
 from intcert.compile.kernels.geometry import conv_geometry
-from intcert.compile.kernels.tile_plan import TiledConv, choose_tiling, folded_weights
+from intcert.compile.kernels.tile_plan import TiledConv, TilePlan, choose_tiling, folded, folded_weights, tile_plans
 from intcert.compile.kernels.tiles import (
     configuration,
     configure,
@@ -39,18 +39,39 @@ from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d, Linear, LogitScale
 from intcert.targets import Target
 
-UNROLLED = 18  # steps of a reduction between which the epilogue is spread; of a longer one, the first
-
 Emit = Callable[[int], None]
 
 
+def amx_schedules(
+    node: Conv2d | Linear, source: Layout, result: Layout, batch: int, target: Target
+) -> tuple[TilePlan, ...]:
+    """Every way to cut the convolution into tiles; the estimate's choice is the first."""
+    geometry, _, _ = conv_geometry(node, source, result, batch)
+    return tile_plans(target.tile, geometry, may_fold=_may_fold(node))
+
+
+def _may_fold(node: Conv2d | Linear) -> bool:
+    return not isinstance(node.requant, LogitScale)
+
+
 def amx_conv2d(
-    node: Conv2d | Linear, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target
+    node: Conv2d | Linear,
+    source: Layout,
+    terms: list[Layout],
+    result: Layout,
+    batch: int,
+    target: Target,
+    schedule: TilePlan | None = None,
 ) -> Kernel:
-    """Kernel of an ungrouped convolution, or of a linear layer, on the target's tile unit."""
+    """Kernel of an ungrouped convolution, or of a linear layer, on the target's tile unit; without a schedule, the
+    estimate's."""
     unit, requant, bias = target.tile, node.requant, node.bias
     geometry, weight, _ = conv_geometry(node, source, result, batch)
-    fold, tiled = choose_tiling(unit, geometry, may_fold=not isinstance(requant, LogitScale))
+    if schedule:
+        tiled = TiledConv(unit, folded(geometry, schedule.fold), schedule)
+    else:
+        tiled = choose_tiling(unit, geometry, may_fold=_may_fold(node))
+    fold = tiled.plan.fold
     if fold > 1:
         entries = np.tile(np.minimum(np.arange(result.stride), len(bias) - 1), fold)
         weight, requant, bias = folded_weights(geometry, weight, fold), requant.select(entries), bias[entries]
@@ -67,6 +88,7 @@ def amx_conv2d(
             *constants,
         ),
         scratch=(2 * 4 * unit.columns * unit.rows * plan.sums, *([staging.bytes + unit.depth] if staging else [])),
+        schedule=plan,
     )
 
 
@@ -128,7 +150,7 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
         def place(block: Expr) -> tuple[Expr, list[tuple[Expr, Expr]]]:
             """First channel tile of block number ``block``, and (row, first position) of its tiles of positions."""
             channels, rows, columns = tiled.blocks
-            if tiled.channels_first:
+            if plan.channels_first:
                 part, where = block % channels, block // channels
             else:
                 part, where = block // (rows * columns), block % (rows * columns)
@@ -229,7 +251,7 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
             number = tirx.max(number, 0)
             return number // blocks * plan.images, number % blocks
 
-        unrolled = reduction.length if reduction.length <= UNROLLED else 1  # steps
+        unrolled = reduction.length if plan.overlapped else 1  # steps
 
         configure(config)
         if staging:

@@ -19,18 +19,28 @@ LANES = 16
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How a kernel does its work: what decides its time and never its result.
+
+    Every family of kernels that has a choice subclasses this with fields of its own, integers and booleans, so that
+    JSON can hold them.
+    """
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A private TIR function and what it needs beside its operands.
 
     function takes pointers in this order: result, operands in the order of ``nodes.operands``, constants, scratch.
     scratch: bytes of each such array. Functions are cached by their specification, so equal layers share one.
-    name says which instruction does the work, for people.
+    name says which instruction does the work, for people; schedule: what was chosen, where the family has a choice.
     """
 
     name: str
     function: tirx.PrimFunc
     constants: tuple[np.ndarray, ...] = field(default=(), repr=False)
     scratch: tuple[int, ...] = ()
+    schedule: Schedule | None = None
 
 
 def kernel_function(

@@ -11,14 +11,14 @@ weights outside a channel's own group are zero. Depthwise convolution has a kern
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.base import Expr, Kernel, Schedule, clipped, kernel_function, local, loop, store, vector
 from intcert.compile.kernels.dot import activation_offset, dot, dot_unit, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
@@ -29,11 +29,16 @@ from intcert.targets import DotUnit, Target
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Output pixels and channel registers that one pass over the reduction serves."""
+class Tile(Schedule):
+    """Output pixels and channel registers that one pass over the reduction serves.
+
+    channels_first: whether all channels of some pixels come before the next pixels; else a block's weights are read
+    once for all pixels.
+    """
 
     columns: int
     blocks: int
+    channels_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,40 @@ def choose_tile(unit: DotUnit, width: int, registers: int, grouped: bool) -> Til
         dots = tile.columns * tile.blocks
         return tiles * (max(dots, latency) + 0.6 * (tile.columns + tile.blocks))
 
-    candidates = [
+    return min(_tiles(unit, width, registers, grouped), key=cost)
+
+
+def _tiles(unit: DotUnit, width: int, registers: int, grouped: bool) -> list[Tile]:
+    """Every tile whose accumulators stay in registers."""
+    return [
         Tile(columns, blocks)
         for blocks in range(1, 2 if grouped else min(registers, 4) + 1)
         for columns in range(1, min(width, unit.accumulators // blocks) + 1)
     ]
-    return min(candidates, key=cost)
+
+
+def conv2d_schedules(
+    node: Conv2d | Linear, source: Layout, result: Layout, batch: int, target: Target
+) -> tuple[Tile, ...]:
+    """All tiles in both orders of the loops; the estimate's choice is the first."""
+    geometry, weight, groups = conv_geometry(node, source, result, batch)
+    unit = dot_unit(target, weight)
+    shape = (unit, geometry.result.width, result.stride // unit.lanes, groups > 1)
+    tiles = _tiles(*shape)
+    orders = (tiles, [replace(tile, channels_first=True) for tile in tiles if tile.blocks < shape[2]])
+    return tuple(dict.fromkeys((choose_tile(*shape), *chain(*orders))))
 
 
 def conv2d(
-    node: Conv2d | Linear, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target
+    node: Conv2d | Linear,
+    source: Layout,
+    terms: list[Layout],
+    result: Layout,
+    batch: int,
+    target: Target,
+    schedule: Tile | None = None,
 ) -> Kernel:
-    """Kernel of an ungrouped or grouped convolution, or of a linear layer."""
+    """Kernel of an ungrouped or grouped convolution, or of a linear layer; without a schedule, the estimate's."""
     geometry, weight, groups = conv_geometry(node, source, result, batch)
     unit = dot_unit(target, weight)
     registers = result.stride // unit.lanes
@@ -98,13 +125,14 @@ def conv2d(
     epilogue, constants = plan_epilogue(
         node.requant, node.clamp, bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )
-    tile = choose_tile(unit, geometry.result.width, registers, groups > 1)
+    tile = schedule or choose_tile(unit, geometry.result.width, registers, groups > 1)
     spec = ConvSpec(unit, geometry, window, groups > 1, epilogue, tile)
     return Kernel(
         name=f"conv2d.{unit.name}",
         function=_function(spec),
         constants=(pack_weights(unit, dense).ravel(), starts, *constants),
         scratch=(spec.staging.bytes,) if spec.staging else (),
+        schedule=tile,
     )
 
 
@@ -211,11 +239,10 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
         with loop(geometry.batch) as n:
             if staging:
                 staging.write_images(operand, values, n)
-            with (
-                loop(-(-registers // tile.blocks)) as block,
-                loop(result.height) as h,
-                loop(-(-result.width // tile.columns)) as column,
-            ):
+            counts = {"block": -(-registers // tile.blocks), "h": result.height, "w": -(-result.width // tile.columns)}
+            order = ("h", "w", "block") if tile.channels_first else ("block", "h", "w")
+            with loop(counts[order[0]]) as i, loop(counts[order[1]]) as j, loop(counts[order[2]]) as k:
+                block, h, column = map(dict(zip(order, (i, j, k), strict=True)).get, counts)
                 register = clipped(block, tile.blocks, registers)
                 w = clipped(column, tile.columns, result.width)
                 for _, b, slot in each:

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import LANES, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.base import LANES, Kernel, Schedule, clipped, kernel_function, local, loop, store, vector
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.staging import Staging
 from intcert.compile.layout import Layout
@@ -17,6 +17,20 @@ from intcert.compile.nodes import Conv2d
 from intcert.targets import Target
 
 COLUMNS = 4  # output pixels a tile: enough independent sums to hide a multiply, few enough for AVX2's registers
+COLUMN_CHOICES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
+
+
+@dataclass(frozen=True)
+class DepthwiseTile(Schedule):
+    """Output pixels that one pass over the kernel serves."""
+
+    columns: int
+
+
+def depthwise_tiles(width: int, default: int) -> tuple[DepthwiseTile, ...]:
+    """Tiles for rows of ``width`` pixels, the default first."""
+    columns = (min(default, width), *(count for count in COLUMN_CHOICES if count <= width))
+    return tuple(DepthwiseTile(count) for count in dict.fromkeys(columns))
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class DepthwiseSpec:
     padding: tuple[int, int]  # top, left
     pad_value: int
     epilogue: Epilogue
+    tile: DepthwiseTile
 
     @property
     def staging(self) -> Staging:
@@ -46,8 +61,24 @@ class DepthwiseSpec:
         )
 
 
-def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target) -> Kernel:
+def depthwise_schedules(
+    node: Conv2d, source: Layout, result: Layout, batch: int, target: Target
+) -> tuple[DepthwiseTile, ...]:
+    """Every width of a tile; the default is the first."""
+    return depthwise_tiles(result.width, COLUMNS)
+
+
+def depthwise(
+    node: Conv2d,
+    source: Layout,
+    terms: list[Layout],
+    result: Layout,
+    batch: int,
+    target: Target,
+    schedule: DepthwiseTile | None = None,
+) -> Kernel:
     """Kernel of a convolution with as many groups as input and output channels."""
+    tile = schedule or depthwise_tiles(result.width, COLUMNS)[0]
     epilogue, constants = plan_epilogue(
         node.requant, node.clamp, node.bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )
@@ -61,16 +92,17 @@ def depthwise(node: Conv2d, source: Layout, terms: list[Layout], result: Layout,
         node.padding[:2],
         node.pad_value,
         epilogue,
+        tile,
     )
     weights = np.zeros((*spec.kernel, result.stride), np.int16)
     weights[..., : result.channels] = np.moveaxis(node.weight[..., 0], 0, -1)
-    return Kernel("depthwise.mul", _function(spec), (weights.ravel(), *constants), (spec.staging.bytes,))
+    return Kernel("depthwise.mul", _function(spec), (weights.ravel(), *constants), (spec.staging.bytes,), tile)
 
 
 @cache
 def _function(spec: DepthwiseSpec) -> tirx.PrimFunc:
     result, epilogue, staging = spec.result, spec.epilogue, spec.staging
-    columns = min(COLUMNS, result.width)
+    columns = spec.tile.columns
     pixel, row = staging.channels, staging.columns * staging.channels
     wide_lanes = f"int32x{LANES}"
     parameters = [

@@ -15,6 +15,7 @@ import numpy as np
 from tvm import tirx
 
 from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.depthwise import DepthwiseTile, depthwise_tiles
 from intcert.compile.kernels.dot import activation_offset, dot_registers, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
@@ -35,6 +36,7 @@ class DepthwiseDotSpec:
     unit: DotUnit
     geometry: ConvGeometry
     epilogue: Epilogue
+    tile: DepthwiseTile
 
     @property
     def staging(self) -> Staging:
@@ -62,19 +64,34 @@ def fits_depthwise_dot(node: Conv2d, target: Target) -> bool:
     return unit.lanes * unit.depth == len(_BYTES) and unit.depth == 4 and node.dilation[1] == 1
 
 
+def depthwise_dot_schedules(
+    node: Conv2d, source: Layout, result: Layout, batch: int, target: Target
+) -> tuple[DepthwiseTile, ...]:
+    """Every width of a tile; the default is the first."""
+    geometry, _, _ = conv_geometry(node, source, result, batch)
+    return depthwise_tiles(geometry.result.width, COLUMNS)
+
+
 def depthwise_dot(
-    node: Conv2d, source: Layout, terms: list[Layout], result: Layout, batch: int, target: Target
+    node: Conv2d,
+    source: Layout,
+    terms: list[Layout],
+    result: Layout,
+    batch: int,
+    target: Target,
+    schedule: DepthwiseTile | None = None,
 ) -> Kernel:
     """Kernel of a convolution with as many groups as input and output channels."""
     geometry, weight, _ = conv_geometry(node, source, result, batch)
+    tile = schedule or depthwise_tiles(geometry.result.width, COLUMNS)[0]
     bias = wrapped_bias(target.dot, node.bias, weight, source.dtype)
     epilogue, constants = plan_epilogue(
         node.requant, node.clamp, bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )
-    spec = DepthwiseDotSpec(target.dot, geometry, epilogue)
+    spec = DepthwiseDotSpec(target.dot, geometry, epilogue, tile)
     scratch = (spec.staging.bytes + spec.unit.lanes * spec.unit.depth,)
     packed = _packed_weights(spec, weight[..., 0]).ravel()
-    return Kernel(f"depthwise.{target.dot.name}", _function(spec), (packed, *constants), scratch)
+    return Kernel(f"depthwise.{target.dot.name}", _function(spec), (packed, *constants), scratch, tile)
 
 
 def _packed_weights(spec: DepthwiseDotSpec, weight: np.ndarray) -> np.ndarray:
@@ -95,7 +112,7 @@ def _packed_weights(spec: DepthwiseDotSpec, weight: np.ndarray) -> np.ndarray:
 def _function(spec: DepthwiseDotSpec) -> tirx.PrimFunc:
     unit, geometry, epilogue, staging = spec.unit, spec.geometry, spec.epilogue, spec.staging
     source, result = geometry.source, geometry.result
-    columns = min(COLUMNS, result.width)
+    columns = spec.tile.columns
     register = unit.lanes * unit.depth
     kernel_rows = geometry.kernel[0]
     per_block = kernel_rows * spec.groups * spec.shared * register

@@ -19,7 +19,7 @@ from math import gcd
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr
+from intcert.compile.kernels.base import Expr, Schedule
 from intcert.compile.kernels.geometry import ConvGeometry
 from intcert.compile.kernels.staging import Staging
 from intcert.compile.layout import Layout, round_up
@@ -27,6 +27,9 @@ from intcert.targets import TileUnit
 
 LINE = 64  # bytes of a cache line
 WEIGHTS_IN_CACHE = 24 << 10  # bytes
+UNROLLED = 18  # steps of a reduction between which the epilogue is spread
+MOST_ESTIMATED_SUMS, MOST_SUMS = 4, 6  # tiles of sums in a block: of the estimate's choice, and of any
+MOST_UNROLLED = 2 * UNROLLED  # where spreading it may still pay, if measured
 
 # Cycles, measured on Sapphire Rapids: a tile product, a tile stored, and a tile loaded by how its rows are aligned.
 PRODUCT, STORE = 16, 16
@@ -34,17 +37,24 @@ LOAD = {64: 8, 32: 19, 16: 36, 8: 44, 4: 50}
 
 
 @dataclass(frozen=True)
-class TilePlan:
+class TilePlan(Schedule):
     """What is multiplied at once: ``rows`` runs x ``columns`` tiles of a run x ``outputs`` tiles of channels.
 
-    images: how many are interleaved in a run; whole: the image is one run, the borders between its rows included.
+    images: how many are interleaved in a run; whole: the image is one run, the borders between its rows included;
+    fold: columns of the result that are one position; channels_first: whether all channels of some positions come
+    before the next positions; overlapped: whether the epilogue is spread between all products of a reduction, which is
+    unrolled then, instead of those of its first step.
     """
 
     rows: int
     columns: int
     outputs: int
     images: int = 1
+    images: int = 1
     whole: bool = False
+    fold: int = 1
+    channels_first: bool = True
+    overlapped: bool = True
 
     @property
     def positions(self) -> int:
@@ -179,10 +189,9 @@ class TiledConv:
         )
 
     @property
-    def channels_first(self) -> bool:
-        """Whether all channels of some positions come before the next positions: where the weights stay in the
-        first-level cache, results are then written a whole line at a time. Else the weights are read once."""
-        return self.registers * self.unit.columns * self.unit.depth * self.reduction.length <= WEIGHTS_IN_CACHE
+    def weight_bytes(self) -> int:
+        """Bytes of all packed weights."""
+        return self.registers * self.unit.columns * self.unit.depth * self.reduction.length
 
     @property
     def activation_tiles(self) -> int:
@@ -227,27 +236,50 @@ def folded_weights(geometry: ConvGeometry, weight: np.ndarray, columns: int) -> 
     return wide.reshape(columns * stride, *wide.shape[2:])
 
 
-def choose_tiling(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> tuple[int, TiledConv]:
-    """The number of columns to fold, and the folded convolution, cut so that the estimated time is least."""
+def choose_tiling(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> TiledConv:
+    """The convolution, folded and cut so that the estimated time is least.
+
+    Where the weights stay in the first-level cache, channels come first, so that results are written a whole line at a
+    time; else the weights are read once.
+    """
+    tilings = (tiled for tiled in _tilings(unit, geometry, may_fold) if tiled.plan.sums <= MOST_ESTIMATED_SUMS)
+    tiled = min(tilings, key=lambda tiled: tiled.cycles)
+    channels_first, overlapped = tiled.weight_bytes <= WEIGHTS_IN_CACHE, tiled.reduction.length <= UNROLLED
+    return replace(tiled, plan=replace(tiled.plan, channels_first=channels_first, overlapped=overlapped))
+
+
+def tile_plans(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> tuple[TilePlan, ...]:
+    """Every way to cut a convolution; the estimate's choice is the first."""
+    plans = [choose_tiling(unit, geometry, may_fold).plan]
+    for tiled in _tilings(unit, geometry, may_fold):
+        orders = (True, False) if tiled.plan.outputs < tiled.registers else (True,)
+        unrolled = (True, False) if tiled.reduction.length <= MOST_UNROLLED else (False,)
+        plans += (replace(tiled.plan, channels_first=c, overlapped=o) for c, o in product(orders, unrolled))
+    return tuple(dict.fromkeys(plans))
+
+
+def _tilings(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> Iterator[TiledConv]:
     foldable = may_fold and not geometry.pointwise and geometry.dilation[1] == 1
-    folds = [f for f in (1, 2, 4) if f == 1 or (foldable and geometry.result.width % f == 0)]
-    candidates = [(fold, tiled) for fold in folds for tiled in _tilings(unit, folded(geometry, fold))]
-    return min(candidates, key=lambda candidate: candidate[1].cycles)
+    for fold in (1, 2, 4):
+        if fold == 1 or (foldable and geometry.result.width % fold == 0):
+            yield from _cuts(unit, folded(geometry, fold), fold)
 
 
-def _tilings(unit: TileUnit, geometry: ConvGeometry) -> Iterator[TiledConv]:
+def _cuts(unit: TileUnit, geometry: ConvGeometry, fold: int) -> Iterator[TiledConv]:
+    """geometry: of the folded convolution."""
     width = geometry.result.width
     short = not geometry.pointwise and geometry.stride[1] == 1 and width < unit.rows
     for images in (1, 2, 4, 8, 16):
         if images > 1 and not (short and width * images <= unit.rows and geometry.batch % images == 0):
             continue
-        for rows, columns, outputs in product(range(1, 5), repeat=3):
-            tiled = TiledConv(unit, geometry, TilePlan(rows, columns, outputs, images))
+        for rows, columns, outputs in product(range(1, MOST_SUMS + 1), repeat=3):
+            tiled = TiledConv(unit, geometry, TilePlan(rows, columns, outputs, images, fold=fold))
             fits = (
                 rows <= geometry.result.height
                 and columns <= -(-width * images // unit.rows)
                 and outputs <= tiled.registers
-                and tiled.plan.sums <= 4
+                # One kind of operand is held, the other moves.
+                and tiled.plan.sums + min(tiled.plan.positions, outputs) < unit.registers
             )
             if fits:
                 yield tiled

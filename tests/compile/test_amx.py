@@ -81,10 +81,10 @@ def test_tilings_are_legal_and_cover_the_result(width: int) -> None:
         source = Layout(height * stride, width * stride, channels, "uint8")
         result = Layout(height, width, outputs, "uint8")
         geometry = ConvGeometry(batch, source, result, (size, size), (stride, stride), (size // 2,) * 2, (1, 1), 0)
-        fold, tiled = choose_tiling(unit, geometry, may_fold=True)
+        tiled = choose_tiling(unit, geometry, may_fold=True)
         plan, folded = tiled.plan, tiled.geometry
-        assert folded.result.width * fold == width
-        assert folded.result.stride == fold * result.stride
+        assert folded.result.width * plan.fold == width
+        assert folded.result.stride == plan.fold * result.stride
         assert batch % plan.images == 0
         assert plan.images == 1 or tiled.positions <= unit.rows
         tiles = tiled.activation_tiles
