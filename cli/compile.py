@@ -51,6 +51,7 @@ def _split_dumps(context: click.Context, parameter: click.Parameter, value: str 
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL's name .intcert, here]"
 )
 @click.option("--dump", metavar="KINDS", callback=_split_dumps, help="Also write OUTPUT.KIND.txt: relax,tir,asm.")
+@click.option("--integer-only", is_flag=True, help="Write nothing unless `intcert audit` finds the code integer-only.")
 @click.option("--dry-run", is_flag=True, help="Import only, and list everything that is not supported.")
 def command(
     model: str,
@@ -62,6 +63,7 @@ def command(
     radius: str | None,
     output: Path | None,
     dump: tuple[str, ...],
+    integer_only: bool,
     dry_run: bool,
 ) -> None:
     """Compile a quantized model for a target.
@@ -78,12 +80,21 @@ def command(
     output = output or Path(f"{model if model == options.DEMO else path.stem}.intcert")
     options.check_writable(output)
 
-    from intcert.cli.output import both_scales, byte_size, console, facts
+    from intcert.cli.output import audit_line, both_scales, byte_size, console, facts
     from intcert.compile.build import compile_artifact
 
     with console(stderr=True).status(f"compiling {model}"):
         manifest = compile_artifact(
-            path, output, target=target, sigma=sigma, scheme=scheme, n=n, alpha=alpha, radius=radius, dump=dump
+            path,
+            output,
+            target=target,
+            sigma=sigma,
+            scheme=scheme,
+            n=n,
+            alpha=alpha,
+            radius=radius,
+            dump=dump,
+            integer_only=integer_only,
         )
     click.echo(
         facts(
@@ -94,6 +105,7 @@ def command(
                 ("input", f"{' x '.join(map(str, manifest.input_shape))}, {manifest.classes} classes"),
                 ("sigma", both_scales(manifest.sigma)),
                 ("tables", ", ".join(manifest.certificates) or "none embedded; certify makes its own"),
+                ("audit", audit_line(manifest.audit)),
                 ("graph", manifest.graph_hash),
                 ("noise", manifest.noise_hash),
                 *((f"dump {kind}", f"{output}.{kind}.txt") for kind in dump),
