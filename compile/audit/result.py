@@ -44,7 +44,7 @@ class CodeAudit:
     """All code of one processor: a library's, or one device image's.
 
     architecture: ``x86-64``, ``aarch64``, ``arm`` or ``sm_80`` and the like; disassembler: the program that is trusted,
-    with its version; imports: functions of other libraries; vm_calls: functions that the library's VM code calls by name.
+    with its version; imports: functions of other libraries; vm_calls: functions that the library's VM code names.
     """
 
     architecture: str
