@@ -16,8 +16,10 @@ ALLOWED_IMPORTS = frozenset(
     """)
 )
 
-# What the C runtime's start and end code asks for, weakly.
-C_RUNTIME_IMPORTS = frozenset(expand_words("__gmon_start__ _ITM_{,de}registerTMCloneTable __cxa_finalize"))
+# What the C runtime's start and end code and its unwind tables name, mostly weakly.
+C_RUNTIME_IMPORTS = frozenset(
+    expand_words("__gmon_start__ _ITM_{,de}registerTMCloneTable __cxa_finalize __aeabi_unwind_cpp_pr{0,1,2}")
+)
 
 # How a host function launches device kernels; only where the library carries device code, which is audited too.
 LAUNCH_IMPORTS = frozenset(expand_words("TVMFFIEnvModLookupFromImports TVMFFIFunctionCall"))
