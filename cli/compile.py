@@ -59,6 +59,7 @@ def _split_dumps(context: click.Context, parameter: click.Parameter, value: str 
     help="Tuning database (intcert tune), the one that comes with intcert for this target, or none.",
 )
 @click.option("--dump", metavar="KINDS", callback=_split_dumps, help="Also write OUTPUT.KIND.txt: relax,tir,asm.")
+@click.option("--integer-only", is_flag=True, help="Write nothing unless `intcert audit` finds the code integer-only.")
 @click.option("--dry-run", is_flag=True, help="Import only, and list everything that is not supported.")
 def command(
     model: str,
@@ -71,6 +72,7 @@ def command(
     output: Path | None,
     database: str,
     dump: tuple[str, ...],
+    integer_only: bool,
     dry_run: bool,
 ) -> None:
     """Compile a quantized model for a target.
@@ -87,7 +89,7 @@ def command(
     output = output or Path(f"{model if model == options.DEMO else path.stem}.intcert")
     options.check_writable(output)
 
-    from intcert.cli.output import both_scales, byte_size, console, facts
+    from intcert.cli.output import audit_line, both_scales, byte_size, console, facts
     from intcert.compile.build import compile_artifact
 
     with console(stderr=True).status(f"compiling {model}"):
@@ -102,6 +104,7 @@ def command(
             radius=radius,
             dump=dump,
             database=database,
+            integer_only=integer_only,
         )
     click.echo(
         facts(
@@ -112,6 +115,7 @@ def command(
                 ("input", f"{' x '.join(map(str, manifest.input_shape))}, {manifest.classes} classes"),
                 ("sigma", both_scales(manifest.sigma)),
                 ("tables", ", ".join(manifest.certificates) or "none embedded; certify makes its own"),
+                ("audit", audit_line(manifest.audit)),
                 ("graph", manifest.graph_hash),
                 ("noise", manifest.noise_hash),
                 *((f"dump {kind}", f"{output}.{kind}.txt") for kind in dump),

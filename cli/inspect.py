@@ -54,7 +54,7 @@ def _model(path: Path) -> tuple[str, Table]:
 
 def _artifact(path: Path) -> tuple[str, Table]:
     from intcert.cli.graph_table import graph_table
-    from intcert.cli.output import both_scales, byte_size, facts
+    from intcert.cli.output import audit_line, both_scales, byte_size, facts
     from intcert.compile.graph import IntegerGraph
     from intcert.runtime.artifact import GRAPH, read_artifact
 
@@ -74,7 +74,7 @@ def _artifact(path: Path) -> tuple[str, Table]:
                 ("chunk", f"{manifest.chunk} samples, {byte_size(manifest.arena_bytes)} of working memory"),
                 ("functions", ", ".join(manifest.entry_points)),
                 ("tables", ", ".join(manifest.certificates) or "none"),
-                ("audit", "not audited" if manifest.audit is None else manifest.audit),
+                ("audit", audit_line(manifest.audit)),
                 ("model hash", manifest.model_hash),
                 ("graph hash", manifest.graph_hash),
                 ("noise hash", manifest.noise_hash),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, localcontext
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -65,6 +66,21 @@ def both_scales(sigma: str) -> str:
     with localcontext(prec=2 * MAX_LENGTH):
         steps = canonical_decimal(f"{Decimal(sigma) * PIXEL_STEPS:f}")
     return f"{sigma} on the [0, 1] scale = {steps} pixel steps"
+
+
+def audit_line(summary: Mapping[str, Any] | None) -> str:
+    """What a manifest says of its machine code; docs/audit.md."""
+    if summary is None:
+        return "not audited: no disassembler was installed; `intcert audit` does it"
+    parts = ", ".join(
+        f"{code['architecture']}: {code['instructions']:,} instructions in {code['functions']} functions, read by "
+        f"{code['disassembler']}"
+        for code in summary["codes"]
+    )
+    if summary["clean"]:
+        return f"integer-only ({parts})"
+    count = summary["findings"]
+    return f"{count} finding{'s' * (count > 1)}, the first {summary['first']} ({parts})"
 
 
 def byte_size(count: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import tvm
 
+from intcert.compile.audit import audit_library
 from intcert.compile.database import SHIPPED, open_database
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library import assembly, compile_module, link
@@ -21,7 +22,7 @@ from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
 from intcert.runtime.certificate import CertificateParameters, certificate_table
 from intcert.runtime.decimals import MAX_LENGTH, canonical_decimal
-from intcert.runtime.errors import ModelError, SigmaError
+from intcert.runtime.errors import AuditError, MissingDependencyError, ModelError, SigmaError
 from intcert.runtime.noise import PIXEL_STEPS, noise_law
 from intcert.runtime.smoothing import kernel_distance, sampler_distance, smoothing_width
 from intcert.targets import Target, find
@@ -89,6 +90,7 @@ def compile_artifact(
     dump: Sequence[str] = (),
     class_names: Sequence[str] = (),
     database: str | os.PathLike[str] = SHIPPED,
+    integer_only: bool = False,
 ) -> Manifest:
     """Compile a model for a target and write the artifact.
 
@@ -96,7 +98,9 @@ def compile_artifact(
     samples that the kernels work on at once, chosen by the target's cache where left out. With n or alpha, the fixed-N
     certificate table is embedded; with radius (on the [0, 1] scale), the sequential one. dump: any of "relax", "tir",
     "asm", written beside the output as OUTPUT.relax.txt and so on. database: a tuning database, "shipped" for the one
-    that comes with intcert for this target, or "none"; it decides times, never counts.
+    that comes with intcert for this target, or "none"; it decides times, never counts. The machine code is audited
+    (docs/audit.md) where a disassembler is installed, and the manifest says what was found; with integer_only, a hit is
+    an AuditError and a missing disassembler a MissingDependencyError.
 
     Raises ModelError, SigmaError, CertificateError, ArtifactError, DatabaseError, UnknownTargetError, or
     MissingDependencyError where nothing links for the target; nothing is left behind then.
@@ -121,6 +125,7 @@ def compile_artifact(
     plan = make_plan(graph, law, device, chunk, open_database(database, device))
     module = lower(graph, plan)
     executable = compile_module(module, device)
+    library = link(executable, linker)
     names = tuple(class_names or source.class_names)
     manifest = Manifest(
         model_hash=source.digest,
@@ -145,14 +150,28 @@ def compile_artifact(
         arena_bytes=plan.arena_bytes,
         layers=tuple(_layers(graph, plan)),
         certificates=tuple(sorted(tables)),
+        audit=_audit(library, integer_only),
     )
-    members = {LIBRARY: link(executable, linker), GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
+    members = {LIBRARY: library, GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
     members |= {f"certificate/{name}.bin": table for name, table in tables.items()}
     written = write_artifact(output, manifest, members)
     texts = {"relax": module.script, "tir": lambda: _tir(module), "asm": lambda: assembly(executable)}
     for kind in dump:
         Path(f"{os.fspath(output)}.{kind}.txt").write_text(texts[kind]())
     return written
+
+
+def _audit(library: bytes, required: bool) -> dict[str, object] | None:
+    """What the manifest says of the machine code; None where no disassembler is installed and none is required."""
+    try:
+        audit = audit_library(library)
+    except MissingDependencyError:
+        if required:
+            raise
+        return None
+    if required and not audit.clean:
+        raise AuditError(f"not integer-only: {audit.findings[0]}; nothing was written")
+    return audit.summary()
 
 
 def _layers(graph: IntegerGraph, plan: Plan) -> list[dict[str, object]]:

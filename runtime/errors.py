@@ -42,6 +42,12 @@ class WrongDeviceError(IntcertError):
     """An artifact built for instructions that this machine does not have."""
 
 
+class AuditError(IntcertError):
+    """Machine code that was to be proven integer-only and is not; the message quotes the first hit."""
+
+    exit_code = 1
+
+
 class DeviceLostError(IntcertError):
     """A device or board that stopped answering in the middle of the work."""
 
