@@ -15,11 +15,14 @@ USDOT = DotUnit("usdot", accumulators=20, **(_NEON | {"activation": "uint8"}))
 # overflow, so layers with a weight of -128 sum each product alone.
 SMULL = DotUnit("smull", accumulators=16, pairs=True, **_NEON)
 SMLAL = DotUnit("smlal", accumulators=16, pairs=True, full_range=SMULL, **_NEON)
-# The same on ARMv7, which has 16 registers.
-VMULL = DotUnit("vmull", accumulators=8, pairs=True, **_NEON)
-VMLAL = DotUnit("vmlal", accumulators=8, pairs=True, full_range=VMULL, **_NEON)
+# The same on ARMv7, which has 16 registers: no room for activations that wait, so each pair is loaded to all lanes.
+_ARMV7 = _NEON | {"accumulators": 8, "steps": 1, "pairs": True}
+VMULL = DotUnit("vmull", **_ARMV7)
+VMLAL = DotUnit("vmlal", full_range=VMULL, **_ARMV7)
 
 
+# Without LLVM's machine scheduler all products of a loop come before all sums, more than the registers hold.
+_ARMV7_LLVM = ("+neon", "+use-misched")
 _FLAGS = {SMLAL: ("asimd",), SDOT: ("asimd", "asimddp"), USDOT: ("asimd", "asimddp", "i8mm")}
 
 
@@ -46,7 +49,7 @@ def _armv7(name: str, description: str, mcpu: str, arena_budget: int, **facts: o
         kind="llvm",
         triple="arm-linux-gnueabihf",
         mcpu=mcpu,
-        mattr=("+neon",),
+        mattr=_ARMV7_LLVM,
         cpu_flags=("neon",),
         dot=VMLAL,
         q15_unit="int32",

@@ -19,7 +19,7 @@ import numpy as np
 from tvm import tirx
 
 from intcert.compile.kernels.base import Expr, Kernel, Schedule, clipped, kernel_function, local, loop, store, vector
-from intcert.compile.kernels.dot import activation_offset, dot, dot_unit, pack_weights, wrapped_bias
+from intcert.compile.kernels.dot import Load, activation_offset, dot, dot_unit, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
 from intcert.compile.kernels.staging import Staging
@@ -51,6 +51,12 @@ class ConvSpec:
     grouped: bool
     epilogue: Epilogue
     tile: Tile
+
+    @property
+    def together(self) -> int:
+        """Registers of output channels whose weights lie step by step beside each other: a tile's, unless it moves."""
+        registers = self.geometry.result.stride // self.unit.lanes
+        return 1 if registers % self.tile.blocks else self.tile.blocks
 
     @property
     def staging(self) -> Staging | None:
@@ -130,7 +136,7 @@ def conv2d(
     return Kernel(
         name=f"conv2d.{unit.name}",
         function=_function(spec),
-        constants=(pack_weights(unit, dense).ravel(), starts, *constants),
+        constants=(pack_weights(unit, dense, spec.together).ravel(), starts, *constants),
         scratch=(spec.staging.bytes,) if spec.staging else (),
         schedule=tile,
     )
@@ -178,6 +184,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
     steps = run // unit.depth
     loads, last = divmod(steps, unit.steps)
     packed = unit.lanes * unit.depth
+    together = spec.together
     per_register = kernel_rows * columns * steps * packed
 
     parameters = [
@@ -201,22 +208,25 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
         def reduce(corner: Expr, register: Expr) -> None:
             """accumulators += the products of every kernel position and channel."""
 
+            def weight_at(step: Expr | int, b: int) -> Expr | int:
+                outer, inner = divmod(b, together)
+                return outer * (together * per_register) + (step * together + inner) * packed
+
             def accumulate(at: Expr, weight: Expr, load: Expr | int, count: int) -> None:
                 """The first ``count`` steps of one load of activations."""
                 for step, (c, b, slot) in product(range(count), each):
-                    here = at + load * (unit.steps * unit.depth) + c * geometry.stride[1] * pixel
                     value = dot(
                         unit,
                         vector(accumulators, slot, unit.lanes),
-                        vector(operand, here, unit.steps * unit.depth),
-                        vector(weights, weight + (load * unit.steps + step) * packed + b * per_register, packed),
+                        _load(operand, at + load * (unit.steps * unit.depth) + c * geometry.stride[1] * pixel),
+                        _load(weights, weight + weight_at(load * unit.steps + step, b)),
                         step,
                     )
                     store(accumulators, slot, value, unit.lanes)
 
             with loop(kernel_rows) as kh, loop(columns) as kw:
                 at = corner + kh * (geometry.dilation[0] * row) + kw * (geometry.dilation[1] * pixel)
-                weight = register * per_register + (kh * columns + kw) * steps * packed
+                weight = register * per_register + (kh * columns + kw) * (steps * together * packed)
                 if loads:
                     with loop(loads) as load:
                         accumulate(at, weight, load, unit.steps)
@@ -253,3 +263,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                 finish(n * result.elements + (h * result.width + w) * result.stride, register)
 
     return kernel_function(parameters, body)
+
+
+def _load(buffer: tirx.Buffer, first: Expr) -> Load:
+    return lambda start, elements: vector(buffer, first + start, elements)

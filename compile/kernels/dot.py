@@ -10,8 +10,8 @@ from tvm import tirx
 from intcert.compile.kernels.base import Expr, typed
 from intcert.targets import DotUnit, Target
 
-#: accumulator, activations, weights to the new accumulator.
-Unit = Callable[[Expr, Expr, Expr], Expr]
+#: Loads so many operands from this one on.
+Load = Callable[[int, int], Expr]
 
 
 def _vpdpbusd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
@@ -25,8 +25,8 @@ def _vpmaddwd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
 
 
 def _sdot(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
-    """s8 x s8, four products a lane (ARMv8.2 FEAT_DotProd)."""
-    return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator, activation, weight)
+    """s8 x s8, four products a lane (ARMv8.2 FEAT_DotProd). LLVM takes the second operand by lane."""
+    return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", accumulator, weight, activation)
 
 
 def _usdot(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
@@ -34,24 +34,12 @@ def _usdot(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.usdot.v4i32.v16i8", accumulator, activation, weight)
 
 
-def _in_pairs(accumulate: Callable[[Expr, Expr], Expr], fused: bool) -> Unit:
-    """s8 x s8 to 16 bits (NEON): two pairs of products a lane, summed to 32 bits by ``accumulate``, together or alone.
-
-    The activation holds the same four bytes in every lane; the weight has the first pairs of all lanes in its low half.
-    """
-
-    def unit(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
-        pairs = tirx.reinterpret("int16x8", activation)
-        products = []
-        for half in (0, 1):
-            operand = tirx.reinterpret("int8x8", _shuffled(pairs, [half] * 4))
-            own = _shuffled(weight, list(range(8 * half, 8 * half + 8)))
-            products.append(operand.astype("int16x8") * own.astype("int16x8"))
-        if fused:
-            return accumulate(accumulator, products[0] + products[1])
-        return accumulate(accumulate(accumulator, products[0]), products[1])
-
-    return unit
+_UNITS: dict[str, Callable[[Expr, Expr, Expr], Expr]] = {
+    "vpdpbusd": _vpdpbusd,
+    "vpmaddwd": _vpmaddwd,
+    "sdot": _sdot,
+    "usdot": _usdot,
+}
 
 
 def _sadalp(accumulator: Expr, products: Expr) -> Expr:
@@ -62,16 +50,30 @@ def _vpadal(accumulator: Expr, products: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin("int32x4", "llvm.arm.neon.vpadals.v4i32.v8i16", accumulator, products)
 
 
-_UNITS: dict[str, Unit] = {
-    "vpdpbusd": _vpdpbusd,
-    "vpmaddwd": _vpmaddwd,
-    "sdot": _sdot,
-    "usdot": _usdot,
-    "smlal": _in_pairs(_sadalp, fused=True),
-    "smull": _in_pairs(_sadalp, fused=False),
-    "vmlal": _in_pairs(_vpadal, fused=True),
-    "vmull": _in_pairs(_vpadal, fused=False),
+#: accumulator + sums of neighbouring int16 products, and whether two products of the unit fit 16 bits.
+_PAIR_UNITS: dict[str, tuple[Callable[[Expr, Expr], Expr], bool]] = {
+    "smull": (_sadalp, False),
+    "smlal": (_sadalp, True),
+    "vmull": (_vpadal, False),
+    "vmlal": (_vpadal, True),
 }
+
+
+def _dot_pairs(unit: DotUnit, accumulator: Expr, activations: Load, weights: Load, step: int) -> Expr:
+    """s8 x s8 to 16 bits, two products a lane and instruction (NEON), for the first and the second pair of a step."""
+    accumulate, fused = _PAIR_UNITS[unit.name]
+    products = []
+    for half in (0, 1):
+        if unit.steps > 1:
+            words = tirx.reinterpret(typed("int16", 2 * unit.steps), activations(0, unit.steps * unit.depth))
+            everywhere = _shuffled(words, [2 * step + half] * 4)
+        else:
+            everywhere = tirx.Broadcast(tirx.reinterpret("int16", activations(2 * half, 2)), 4)
+        own = weights(8 * half, 8)
+        products.append(tirx.reinterpret("int8x8", everywhere).astype("int16x8") * own.astype("int16x8"))
+    if fused:
+        return accumulate(accumulator, products[0] + products[1])
+    return accumulate(accumulate(accumulator, products[0]), products[1])
 
 
 def dot_unit(target: Target, weight: np.ndarray) -> DotUnit:
@@ -80,20 +82,22 @@ def dot_unit(target: Target, weight: np.ndarray) -> DotUnit:
     return unit.full_range if unit.full_range and weight.min() == -128 else unit
 
 
-def dot(unit: DotUnit, accumulator: Expr, activations: Expr, weights: Expr, step: int = 0) -> Expr:
-    """accumulator + products. activations: of ``steps`` steps, ``depth`` each; weights: ``lanes * depth`` elements."""
-    words = tirx.reinterpret(typed("int32", unit.steps), activations)
+def dot(unit: DotUnit, accumulator: Expr, activations: Load, weights: Load, step: int) -> Expr:
+    """accumulator + products of a step.
+
+    activations: loads from ``steps`` steps of ``depth`` consecutive elements each; weights: loads from this step's.
+    """
+    if unit.pairs:
+        return _dot_pairs(unit, accumulator, activations, weights, step)
+    words = tirx.reinterpret(typed("int32", unit.steps), activations(0, unit.steps * unit.depth))
     everywhere = _shuffled(words, [step] * unit.lanes) if unit.steps > 1 else tirx.Broadcast(words, unit.lanes)
-    return dot_registers(unit, accumulator, tirx.reinterpret(_register(unit), everywhere), weights)
+    register = typed(unit.activation, unit.lanes * unit.depth)
+    return dot_registers(unit, accumulator, tirx.reinterpret(register, everywhere), weights(0, unit.lanes * unit.depth))
 
 
 def dot_registers(unit: DotUnit, accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     """accumulator + products, where every lane has ``depth`` activations of its own."""
     return _UNITS[unit.name](accumulator, activations, weights)
-
-
-def _register(unit: DotUnit) -> str:
-    return typed(unit.activation, unit.lanes * unit.depth)
 
 
 def _shuffled(values: Expr, indices: list[int]) -> Expr:
@@ -114,13 +118,17 @@ def wrapped_bias(unit: DotUnit, bias: np.ndarray, weight: np.ndarray, dtype: str
     return ((bias - added) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
-def pack_weights(unit: DotUnit, weight: np.ndarray) -> np.ndarray:
-    """int8[O, ..., K] to unit.weight[O / lanes, ..., K / depth, lanes * depth]; O and K are already padded."""
+def pack_weights(unit: DotUnit, weight: np.ndarray, blocks: int = 1) -> np.ndarray:
+    """int8[O, ..., K] to unit.weight[O / lanes / blocks, ..., K / depth, blocks, lanes * depth].
+
+    blocks: registers of output channels that are read together; O and K are already padded.
+    """
     outputs, *middle, inner = weight.shape
-    split = weight.reshape(outputs // unit.lanes, unit.lanes, *middle, inner // unit.depth, unit.depth)
+    together = blocks * unit.lanes
+    split = weight.reshape(outputs // together, together, *middle, inner // unit.depth, unit.depth)
     packed = np.moveaxis(split, 1, -2)
+    packed = packed.reshape(*packed.shape[:-2], blocks, unit.lanes, unit.depth)
     if unit.pairs:
         packed = np.swapaxes(packed.reshape(*packed.shape[:-1], unit.depth // 2, 2), -3, -2)
-    return np.ascontiguousarray(packed.reshape(*split.shape[:1], *middle, -1, unit.lanes * unit.depth)).astype(
-        unit.weight
-    )
+    flat = packed.reshape(outputs // together, *middle, -1, blocks, unit.lanes * unit.depth)
+    return np.ascontiguousarray(flat).astype(unit.weight)

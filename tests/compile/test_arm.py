@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from boards import Board, require_board
 from random_models import convolution_graph, random_input, random_integer_graph
 
 from intcert.compile.graph import IntegerGraph
+from intcert.compile.library import assembly, compile_module
+from intcert.compile.lower import lower
 from intcert.compile.nodes import NODE_KINDS
 from intcert.compile.plan import make_plan
 from intcert.compile.reference import ReferenceSession, run
@@ -32,6 +35,27 @@ CPU = {
 }
 QUICK = ("arm-a7", "arm-a72", "arm-a76", "arm-v8.6")  # one for each dot unit
 SEEDS = (2, 13)  # together these graphs have every kind of node
+
+
+LOOPS = [  # input shape, output channels, kernel, options
+    pytest.param((8, 8, 64), 64, (3, 3), {"residual": 1}, id="8x8x64"),
+    pytest.param((32, 32, 16), 16, (3, 3), {}, id="32x32x16"),
+    pytest.param((16, 16, 32), 32, (3, 3), {"stride": (2, 2)}, id="16x16x32, stride 2"),
+    pytest.param((7, 7, 96), 160, (1, 1), {}, id="7x7x96, pointwise"),
+]
+#: What each unit's products look like.
+PRODUCT = {"vmlal": r"vmlal\.s8", "smlal": r"smlal2?", "sdot": r"sdot", "usdot": r"[su][us]dot"}
+
+
+def inner_loops(text: str) -> list[list[str]]:
+    """Instructions of the loops that have no loop inside, from LLVM's assembly."""
+    lines = [line.strip() for line in text.splitlines() if line.startswith(("\t", ".LBB"))]
+    labels = {line.partition(":")[0]: i for i, line in enumerate(lines) if line.startswith(".LBB")}
+    branch = re.compile(r"(?:b\.?\w\w|cbn?z|tbn?z)\s.*?(\.LBB\w+)$")
+    found = [(labels[m[1]], i) for i, line in enumerate(lines) if (m := branch.match(line)) and m[1] in labels]
+    loops = [(first, last) for first, last in found if first < last]
+    innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return [[line for line in lines[first + 1 : last + 1] if line[0] not in ".@/"] for first, last in innermost]
 
 
 def board(graph: IntegerGraph, target: Target, folder: Path, batch: int = 2, sigma: str = "0.25") -> Board:
@@ -89,3 +113,19 @@ def test_the_emulated_board_lacks_what_its_processor_lacks(tmp_path: Path) -> No
     machine = Board.build(graph, plan, find("arm-a76"), "cortex-a72", tmp_path)
     with pytest.raises(RuntimeError, match="exit code -4"):
         machine.logits(random_input(graph, 1, 1))
+
+
+@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize(("shape", "outputs", "kernel", "options"), LOOPS)
+def test_inner_loops(
+    name: str, shape: tuple[int, int, int], outputs: int, kernel: tuple[int, int], options: dict
+) -> None:
+    """The unit's instructions, no calls, and nothing that goes to the stack."""
+    target = find(name)
+    graph = convolution_graph(5, "q15", shape, outputs, kernel, **options)
+    text = assembly(compile_module(lower(graph, make_plan(graph, noise_law("0.25"), target, 2)), target))
+    product = re.compile(PRODUCT[target.dot.name] + r"\s")
+    loops = [loop for loop in inner_loops(text) if any(product.match(line) for line in loop)]
+    assert loops
+    for loop in loops:
+        assert not [line for line in loop if re.match(r"(blx?|svc)\s", line) or re.search(r"\bsp\b", line)]

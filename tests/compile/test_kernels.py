@@ -150,14 +150,16 @@ def test_tiles_fit_the_registers(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: t.name)
-def test_packed_weights_hold_every_weight_once(target: Target) -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_packed_weights_hold_every_weight_once(target: Target, blocks: int) -> None:
     unit = target.dot
     outputs, inner = unit.lanes * 2, round_up(5, unit.depth)
     weight = np.arange(outputs * 2 * inner).reshape(outputs, 2, inner) % 251 - 125
-    packed = pack_weights(unit, weight.astype(np.int8))
+    packed = pack_weights(unit, weight.astype(np.int8), blocks)
     assert packed.dtype == unit.weight
     for o in range(outputs):
         for k in range(inner):
             lane, at = o % unit.lanes, k % unit.depth
             position = at // 2 * 2 * unit.lanes + 2 * lane + at % 2 if unit.pairs else unit.depth * lane + at
-            assert packed[o // unit.lanes, 1, k // unit.depth, position] == weight[o, 1, k]
+            block, register = divmod(o // unit.lanes, blocks)
+            assert packed[block, 1, k // unit.depth, register, position] == weight[o, 1, k]
