@@ -13,7 +13,19 @@ import click
 
 from intcert.cli.failure import INTERRUPTED, USER_ERROR, Failure, Interrupted
 
-COMMANDS = ("train", "quantize", "compile", "audit", "inspect", "targets", "certify", "predict", "replay", "eval")
+COMMANDS = (
+    "train",
+    "quantize",
+    "compile",
+    "audit",
+    "inspect",
+    "targets",
+    "certify",
+    "predict",
+    "replay",
+    "eval",
+    "bench",
+)
 
 EPILOG = (
     "Exit codes: 0 ok, 1 the answer is no, 2 undecided, 3 a device was lost, 4 something to correct in the call or its "

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -133,8 +133,7 @@ class LocalSession:
         """
         manifest = self.artifact.manifest
         _require_array(arena, np.uint8, (manifest.arena_bytes,))
-        if not 0 <= begin <= end <= len(manifest.layers):
-            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {len(manifest.layers)} of this network")
+        self._require_layers(begin, end)
         result = np.empty_like(arena)
 
         def run(machine: "_Machine", *_: int) -> None:
@@ -142,6 +141,24 @@ class LocalSession:
 
         self._share(1, run)
         return result
+
+    def layer_seconds(self, begin: int, end: int, rounds: int) -> list[float]:
+        """Seconds that the kernels ``begin`` .. ``end - 1`` take for one chunk on one thread, ``rounds`` times.
+
+        Each is the mean of as many runs as fill a millisecond. No kernels at all give the cost of a call.
+
+        Raises:
+            ValueError: there are no such kernels.
+        """
+        manifest = self.artifact.manifest
+        self._require_layers(begin, end)
+        seconds: list[float] = []
+
+        def run(machine: "_Machine", *_: int) -> None:
+            seconds.extend(machine.seconds("layers", rounds, begin, end, np.zeros(manifest.arena_bytes, np.uint8)))
+
+        self._share(1, run)
+        return seconds
 
     def close(self) -> None:
         """Stop the threads and free the virtual machines; a second call does nothing."""
@@ -155,6 +172,11 @@ class LocalSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _require_layers(self, begin: int, end: int) -> None:
+        known = len(self.artifact.manifest.layers)
+        if not 0 <= begin <= end <= known:
+            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {known} of this network")
 
     def _share(self, items: int, work: Callable[["_Machine", int, int], None]) -> None:
         """Give every machine an equal range of the items; the calling thread waits for all of them."""
@@ -177,17 +199,25 @@ class _Machine:
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
-        self._tensor = tvm.runtime.tensor
-        self._machine = VirtualMachine(module, tvm.cpu())
+        self._tensor, self._device = tvm.runtime.tensor, tvm.cpu()
+        self._machine = VirtualMachine(module, self._device)
         # Ctrl-C may end the wait for a call while the call goes on, so callers alone cannot keep others out.
         self._lock = threading.Lock()
 
     def call(self, function: str, *arguments: Any) -> np.ndarray:
         """Call an entry point. Arrays are copied into aligned memory, which a view of a larger array is not."""
+        return self._enter(lambda converted: self._machine[function](*converted).numpy(), arguments)
+
+    def seconds(self, function: str, rounds: int, *arguments: Any) -> list[float]:
+        """Seconds of a call without what Python adds, measured ``rounds`` times over at least a millisecond each."""
+        evaluate = self._machine.time_evaluator(function, self._device, number=1, repeat=rounds, min_repeat_ms=1)
+        return self._enter(lambda converted: list(evaluate(*converted).results), arguments)
+
+    def _enter(self, work: Callable[[list[Any]], Any], arguments: Sequence[Any]) -> Any:
         converted = [self._tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         with self._lock:
             try:
-                return self._machine[function](*converted).numpy()
+                return work(converted)
             except RuntimeError as error:
                 # The arguments were checked before: what the library still refuses is the machine. TVM's own defects
                 # are subclasses.
