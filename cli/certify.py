@@ -15,6 +15,7 @@ from intcert.cli.failure import Interrupted
 
 if TYPE_CHECKING:
     from intcert.runtime.certificate import CertificateTable
+    from intcert.runtime.certify import Spread
     from intcert.runtime.datasets import Dataset
     from intcert.runtime.ledger import Ledger, LedgerRow
     from intcert.runtime.session import Session
@@ -52,6 +53,7 @@ RADII = ("0", "0.25", "0.5", "0.75")  # of the summary, on the [0, 1] scale
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where a rival's program runs.  [default: cpu]"
 )
 @options.threads_option
+@options.board_options
 @options.seed_option
 @click.option("--resume", is_flag=True, help="Continue the run whose ledger this is.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Ledger to write, like run.tsv.")
@@ -69,6 +71,7 @@ def command(
     sigma: str | None,
     device: str | None,
     threads: int | None,
+    boards: options.Boards | None,
     seed: str | None,
     resume: bool,
     output: Path,
@@ -91,7 +94,7 @@ def command(
     from intcert.runtime import CertificateParameters, Ledger
     from intcert.runtime.certify import run_settings
 
-    with open_network(network, threads, sigma, device) as opened:
+    with open_network(network, threads, sigma, device, boards) as opened:
         session = opened.session
         dataset = options.open_data(data, split, session, opened.class_names)
         parameters = CertificateParameters(
@@ -108,7 +111,7 @@ def command(
         settings = run_settings(session, dataset, parameters, record)
         with Ledger(output, settings, resume=resume, run_key=key) as ledger:
             earlier, begin = len(ledger.rows), time.perf_counter()
-            _certify(session, dataset, table, ledger, skip, limit)
+            _certify(session, dataset, table, ledger, skip, limit, opened.spread)
             seconds = time.perf_counter() - begin
     title = f"{output}: {data}, {rule_name(parameters.rule)}, N = {n:,}, alpha = {alpha}, sigma = {session.sigma}"
     click.echo(title)
@@ -122,10 +125,12 @@ def _certify(
     ledger: Ledger,
     skip: int,
     limit: int | None,
+    spread: Spread | None,
 ) -> None:
     """Run the loop under a progress bar."""
     from intcert.cli.output import progress_bar
     from intcert.runtime import Progress, certify_dataset
+    from intcert.runtime.errors import DeviceLostError
 
     with progress_bar() as bar:
         task = bar.add_task("images", total=None, note="")
@@ -137,12 +142,18 @@ def _certify(
             bar.update(task, total=progress.images, completed=progress.images_done + started, note=accuracy)
 
         try:
-            certify_dataset(session, dataset, table, ledger, skip=skip, limit=limit, progress=show)
+            certify_dataset(session, dataset, table, ledger, skip=skip, limit=limit, progress=show, spread=spread)
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"{ledger.path} is complete as far as it goes, {len(ledger.rows)} images; "
-                "go on with the same command and --resume"
-            ) from None
+            raise Interrupted(_how_to_go_on(ledger)) from None
+        except DeviceLostError as error:
+            raise DeviceLostError(f"{error}; {_how_to_go_on(ledger)}") from error
+
+
+def _how_to_go_on(ledger: Ledger) -> str:
+    return (
+        f"{ledger.path} is complete as far as it goes, {len(ledger.rows)} images; "
+        "go on with the same command and --resume"
+    )
 
 
 def rule_name(rule: str) -> str:

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from intcert.cli import options
 from intcert.cli.failure import Failure
 
 if TYPE_CHECKING:
+    from intcert.cli.options import Boards
     from intcert.runtime.certificate import CertificateParameters, CertificateTable
+    from intcert.runtime.certify import Spread
+    from intcert.runtime.fleet import Fleet
     from intcert.runtime.session import Session
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Network:
-    """A session with the class names it knows, and with what makes the certificate table for its noise."""
+    """A session with the class names it knows, and with what makes the certificate table for its noise.
+
+    spread: shares images out among boards, where there are several places to work; the session then only describes.
+    """
 
     session: Session
     class_names: tuple[str, ...]
     table: Callable[[CertificateParameters], CertificateTable]
+    spread: Spread | None = None
+
+    def each(self, work: Callable[[Session, int], Result], items: Iterable[int]) -> Iterator[tuple[int, Result]]:
+        """Items with ``work(session, item)``: in turn on the session, or as boards finish them."""
+        if self.spread is not None:
+            return self.spread(work, items)
+        return ((item, work(self.session, item)) for item in items)
 
 
 @contextmanager
-def open_network(path: Path, threads: int | None, sigma: str | None, device: str | None) -> Iterator[Network]:
+def open_network(
+    path: Path, threads: int | None, sigma: str | None, device: str | None, boards: Boards | None
+) -> Iterator[Network]:
     """An artifact, or by its suffix ``.pt2`` a rival's program; sigma and device are the latter's alone.
 
+    boards: where an artifact runs instead of here.
+
     Raises:
-        Failure: sigma or device is given for an artifact, or the model is no program.
+        Failure: sigma or device is given for an artifact, boards for a rival, or the model is no program.
         ArtifactError, WrongDeviceError: see ``open_artifact``.
+        DeviceLostError: there are no boards.
         ModelError, SigmaError: see ``TorchSession``.
     """
     if path.suffix == ".pt2":
+        if boards is not None:
+            raise Failure(f"{path} is a rival, which runs in torch on this machine; boards run compiled artifacts")
         from intcert.train.devices import choose_device
         from intcert.train.session import TorchSession, cohen_table
 
@@ -52,10 +74,30 @@ def open_network(path: Path, threads: int | None, sigma: str | None, device: str
 
     from intcert.runtime import load_table, open_artifact
 
+    def table(parameters: CertificateParameters) -> CertificateTable:
+        return load_table(parameters, artifact.law, artifact.certificates.values())
+
+    if boards is not None:
+        fleet = open_fleet(path, threads, boards)
+        artifact = fleet.artifact
+        yield Network(fleet, artifact.manifest.class_names, table, fleet.map)
+        return
     with open_artifact(path, threads) as session:
         artifact = session.artifact
-        yield Network(
-            session,
-            artifact.manifest.class_names,
-            lambda parameters: load_table(parameters, artifact.law, artifact.certificates.values()),
-        )
+        yield Network(session, artifact.manifest.class_names, table)
+
+
+def open_fleet(path: Path, threads: int | None, boards: Boards) -> Fleet:
+    """The boards of the command line, ready to run an artifact.
+
+    Raises:
+        Failure: threads are given, which are this machine's.
+        ArtifactError: see ``read_artifact``.
+        DeviceLostError: the tracker does not answer.
+    """
+    from intcert.runtime import read_artifact
+    from intcert.runtime.fleet import Fleet
+
+    if threads is not None:
+        raise Failure("--threads is for this machine; a board works with one core for each server that it runs")
+    return Fleet(read_artifact(path), boards.source, boards.count, boards.patience, options.note)

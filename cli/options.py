@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +15,7 @@ import click
 from intcert.cli.failure import Failure
 
 if TYPE_CHECKING:
+    from intcert.runtime.boards import BoardSource, Patience
     from intcert.runtime.datasets import Dataset
 
 DEMO = "demo"
@@ -49,6 +52,109 @@ seed_option = click.option(
 alpha_option = click.option(
     "--alpha", metavar="P", default="0.001", show_default=True, help="Probability of a wrong answer, an exact decimal."
 )
+
+
+@dataclass(frozen=True)
+class Boards:
+    """What the options about boards say: where they are, how many to use (None: all), and how long to wait."""
+
+    source: BoardSource
+    count: int | None
+    patience: Patience
+
+
+def board_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options about boards, given to the command as ``boards``, a ``Boards``, or None to work on this machine."""
+    declared = (
+        click.option(
+            "--rpc-tracker",
+            metavar="HOST:PORT",
+            help="Work on boards that a TVM RPC tracker lends; by default TVM_TRACKER_HOST and TVM_TRACKER_PORT where "
+            "--rpc-key is given. The protocol has no authentication: trusted networks only.",
+        ),
+        click.option("--rpc-key", metavar="KEY", help="Which boards of the tracker, or the key of the --rpc-server."),
+        click.option(
+            "--rpc-server",
+            metavar="HOST:PORT",
+            multiple=True,
+            help="Work on the board whose TVM RPC server listens there; may be repeated. Trusted networks only.",
+        ),
+        click.option(
+            "--boards", metavar="N", type=click.IntRange(min=1), help="Boards to use at once.  [default: all free]"
+        ),
+        click.option(
+            "--rpc-timeout",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0.1),
+            help="A board that owes an answer for so long is lost.  [default: 60]",
+        ),
+        click.option(
+            "--rpc-wait",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0),
+            help="How long to wait for a board to be free or to come back.  [default: 30]",
+        ),
+        click.option(
+            "--rpc-session",
+            metavar="SECONDS",
+            type=click.FloatRange(min=1),
+            help="A session's whole length, after which the server ends it; a new one follows.  [default: no limit]",
+        ),
+    )
+
+    @functools.wraps(command)
+    def with_boards(
+        *args: Any,
+        rpc_tracker: str | None,
+        rpc_key: str | None,
+        rpc_server: tuple[str, ...],
+        boards: int | None,
+        rpc_timeout: float | None,
+        rpc_wait: float | None,
+        rpc_session: float | None,
+        **others: Any,
+    ) -> Any:
+        from intcert.runtime.boards import Patience
+
+        source = _board_source(rpc_tracker, rpc_key, rpc_server)
+        times = {"answer": rpc_timeout, "board": rpc_wait, "session": rpc_session}
+        patience = Patience(**{name: value for name, value in times.items() if value is not None})
+        if source is None and (boards is not None or patience != Patience()):
+            raise click.UsageError("there are no boards without --rpc-tracker or --rpc-server")
+        return command(*args, boards=source and Boards(source, boards, patience), **others)
+
+    for option in reversed(declared):
+        with_boards = option(with_boards)
+    return with_boards
+
+
+def _board_source(tracker: str | None, key: str | None, servers: tuple[str, ...]) -> BoardSource | None:
+    """Where the boards are that these options name; None where they name none."""
+    from intcert.runtime.boards import Servers, Tracker
+    from intcert.runtime.rpc_link import Address
+
+    if tracker is not None and servers:
+        raise click.UsageError("give either --rpc-tracker or --rpc-server")
+    if servers:
+        return Servers([Address.parse(server) for server in dict.fromkeys(servers)], key or "")
+    if tracker is None and key is not None:
+        host, port = os.environ.get("TVM_TRACKER_HOST"), os.environ.get("TVM_TRACKER_PORT")
+        if not host or not port:
+            raise click.UsageError(
+                "--rpc-key needs --rpc-tracker or --rpc-server, or TVM_TRACKER_HOST and TVM_TRACKER_PORT in the "
+                "environment"
+            )
+        tracker = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if tracker is None:
+        return None
+    if key is None:
+        raise click.UsageError("--rpc-tracker needs --rpc-key, the key under which its boards are registered")
+    return Tracker(Address.parse(tracker), key)
+
+
+def note(message: str) -> None:
+    """A line on standard error about something that the command copes with."""
+    click.echo(f"note: {message}", err=True)
 
 
 def _refuse_model(context: click.Context, parameter: click.Parameter, value: Path) -> Path:

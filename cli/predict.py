@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from intcert.cli import options
 
 if TYPE_CHECKING:
-    from intcert.runtime.datasets import Dataset
-    from intcert.runtime.session import LocalSession
+    from intcert.runtime.datasets import Dataset, Sample
+    from intcert.runtime.session import Session
+
+Answer = TypeVar("Answer")
 
 
 @click.command("predict")
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     "--max", "limit", metavar="INDEX", type=click.IntRange(min=0), help="Stop before the image of this index."
 )
 @options.threads_option
+@options.board_options
 @options.seed_option
 def command(
     artifact: Path,
@@ -47,6 +50,7 @@ def command(
     skip: int,
     limit: int | None,
     threads: int | None,
+    boards: options.Boards | None,
     seed: str | None,
 ) -> None:
     """Predict the class of images under noise.
@@ -59,19 +63,25 @@ def command(
         raise click.UsageError("give either image files (--images FILE...) or a data set (--data SPEC)")
     key = options.run_key(seed)
 
-    from intcert.runtime import ABSTAIN, image_key, open_artifact, predict
+    from intcert.cli.networks import open_network
+    from intcert.runtime import ABSTAIN, image_key, predict
 
     tally = dict.fromkeys(("correct", "wrong", "abstained"), 0)
-    with open_artifact(artifact, threads) as session:
+    with open_network(artifact, threads, None, None, boards) as opened:
+        session = opened.session
         if data is None:
             dataset, names = _open_files(paths, session)
         else:
-            dataset = options.open_data(data, split, session, session.artifact.manifest.class_names)
+            dataset = options.open_data(data, split, session, opened.class_names)
             names = [f"{data}[{index}]" for index in range(len(dataset))]
-        labels = session.artifact.manifest.class_names or dataset.class_names or tuple(map(str, range(session.classes)))
-        for index in range(0, len(dataset) if limit is None else min(limit, len(dataset)), skip):
+        labels = opened.class_names or dataset.class_names or tuple(map(str, range(session.classes)))
+        indices = range(0, len(dataset) if limit is None else min(limit, len(dataset)), skip)
+
+        def predict_index(place: Session, index: int) -> tuple[Sample, int]:
             sample = dataset[index]
-            found = predict(session, sample.image, image_key(key, index), n, alpha)
+            return sample, predict(place, sample.image, image_key(key, index), n, alpha)
+
+        for index, (sample, found) in _in_order(indices, opened.each(predict_index, indices)):
             answer = "ABSTAIN" if found == ABSTAIN else labels[found]
             truth = "" if data is None else f"\t{labels[sample.label]}"
             click.echo(f"{names[index]}\t{answer}{truth}")
@@ -80,7 +90,17 @@ def command(
         click.echo(", ".join(f"{count} {what}" for what, count in tally.items()), err=True)
 
 
-def _open_files(paths: Sequence[Path], session: LocalSession) -> tuple[Dataset, list[str]]:
+def _in_order(indices: Iterable[int], found: Iterable[tuple[int, Answer]]) -> Iterator[tuple[int, Answer]]:
+    """What several boards find, in the order of the images."""
+    waiting: dict[int, Answer] = {}
+    results = iter(found)
+    for index in indices:
+        while index not in waiting:
+            waiting.update([next(results)])
+        yield index, waiting.pop(index)
+
+
+def _open_files(paths: Sequence[Path], session: Session) -> tuple[Dataset, list[str]]:
     """Single image files as a data set without labels, and their names; folders give every image below them."""
     from PIL import Image
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from intcert.runtime.certificate import CertificateParameters, CertificateTable
     from intcert.runtime.datasets import Dataset
     from intcert.runtime.session import Session
+
+# Work on images, by index, on sessions of its own choice: (index, row) as they are finished.
+Spread = Callable[["Callable[[Session, int], LedgerRow]", Iterable[int]], "Generator[tuple[int, LedgerRow]]"]
 
 _FIRST_BATCH = 4 * ROW
 _BATCH_SECONDS = 0.5  # long enough to keep threads busy, short enough for Ctrl-C and progress bars
@@ -132,8 +136,13 @@ def certify_dataset(
     skip: int = 1,
     limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    spread: Spread | None = None,
 ) -> None:
     """Certify every ``skip``-th image below index ``limit`` that the ledger lacks, one row each as it finishes.
+
+    spread: how the images are shared out among devices, ``Fleet.map``, with ``session`` the fleet; by default the
+    session takes one after the other. Keys and sample numbers depend on the image alone, so an image may be begun on a
+    device that dies, and be done again on another.
 
     skip and limit mean what ``--skip`` and ``--max`` mean in Cohen et al.'s certify.py. The ledger must have been
     opened with ``run_settings`` of the same session, data set and parameters.
@@ -145,6 +154,7 @@ def certify_dataset(
         LedgerError: the ledger belongs to another run, or cannot be written.
         DatasetError: an image cannot be read.
         CertificateError: see ``certify``.
+        DeviceLostError: no device is left for the images that are.
     """
     if skip < 1 or (limit is not None and limit < 0):
         raise ValueError(f"skip = {skip}, limit = {limit}: skip must be positive and limit not negative")
@@ -152,23 +162,24 @@ def certify_dataset(
     if differing:
         raise LedgerError(f"{ledger.path} was opened for a run with another {', '.join(differing)}")
     indices = range(0, len(dataset) if limit is None else min(limit, len(dataset)), skip)
-    done = sum(index in ledger for index in indices)
+    todo = [index for index in indices if index not in ledger]
+    done = len(indices) - len(todo)
     report = progress or (lambda _: None)
     report(Progress(done, len(indices), 0, table.parameters.n))
-    for index in indices:
-        if index in ledger:
-            continue
-        row = _certify_sample(
-            session,
-            dataset,
-            index,
-            table,
-            ledger.run_key,
-            lambda drawn, done=done: report(Progress(done, len(indices), drawn, table.parameters.n)),
-        )
-        ledger.append(row)
-        done += 1
-        report(Progress(done, len(indices), row.samples[1], table.parameters.n, row))
+
+    def certify_index(place: Session, index: int) -> LedgerRow:
+        return _certify_sample(place, dataset, index, table, ledger.run_key, on_samples)
+
+    def on_samples(drawn: int) -> None:
+        if spread is None:  # else many images are in work, on several threads
+            report(Progress(done, len(indices), drawn, table.parameters.n))
+
+    rows = ((index, certify_index(session, index)) for index in todo) if spread is None else spread(certify_index, todo)
+    with contextlib.closing(rows):
+        for _, row in rows:
+            ledger.append(row)
+            done += 1
+            report(Progress(done, len(indices), row.samples[1], table.parameters.n, row))
 
 
 def _certify_sample(

@@ -90,11 +90,8 @@ class LocalSession:
         Raises:
             ValueError: x is not uint8[H, W, C], n < 1, first < 0, or key is outside 0 .. 2^64 - 1.
         """
-        _require_array(x, np.uint8, self.input_shape)
-        if n < 1 or first < 0 or first + n > _SAMPLE_LIMIT:
-            raise ValueError(f"cannot draw n = {n} samples from number {first}")
-        if not 0 <= key < KEY_LIMIT:
-            raise ValueError(f"key {key} is outside 0 .. 2^64 - 1")
+        require_array(x, np.uint8, self.input_shape)
+        check_range(key, first, n)
         rows = np.empty((-(-n // ROW), self.classes), np.int32)
 
         def count(machine: "_Machine", begin: int, end: int) -> None:
@@ -111,7 +108,7 @@ class LocalSession:
         Raises:
             ValueError: x is not int16[n, H, W, C] with n > 0.
         """
-        _require_array(x, np.int16, (len(x) if np.ndim(x) else 0, *self.input_shape))
+        require_array(x, np.int16, (len(x) if np.ndim(x) else 0, *self.input_shape))
         if len(x) == 0:
             raise ValueError("a batch of 0 images has no logits")
         values = np.empty((len(x), self.classes), np.int32)
@@ -132,7 +129,7 @@ class LocalSession:
             ValueError: arena has another size or type, or there are no such kernels.
         """
         manifest = self.artifact.manifest
-        _require_array(arena, np.uint8, (manifest.arena_bytes,))
+        require_array(arena, np.uint8, (manifest.arena_bytes,))
         self._require_layers(begin, end)
         result = np.empty_like(arena)
 
@@ -272,7 +269,16 @@ def _cpu_info() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
-def _require_array(x: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+def check_range(key: int, first: int, n: int) -> None:
+    """Raise ValueError unless ``counts`` takes this key and these samples."""
+    if n < 1 or first < 0 or first + n > _SAMPLE_LIMIT:
+        raise ValueError(f"cannot draw n = {n} samples from number {first}")
+    if not 0 <= key < KEY_LIMIT:
+        raise ValueError(f"key {key} is outside 0 .. 2^64 - 1")
+
+
+def require_array(x: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless x is an array of this dtype and shape."""
     if not isinstance(x, np.ndarray) or x.dtype != dtype or x.shape != shape:
         found = f"{x.dtype}{list(x.shape)}" if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(f"expected an array {np.dtype(dtype).name}{list(shape)}, not {found}")

@@ -1,0 +1,192 @@
+"""A compiled artifact on a board, over TVM's RPC. Nothing of ours is installed there: the library is sent along."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from intcert.runtime.artifact import LIBRARY, Artifact
+from intcert.runtime.board_cpu import CPU_FILE, missing_flags
+from intcert.runtime.errors import ArtifactError, DeviceLostError, WrongDeviceError
+from intcert.runtime.keys import signed_key
+from intcert.runtime.rpc_link import Link
+from intcert.runtime.session import ROW, check_range, require_array
+
+_CALL_SECONDS = 2.0  # of one call of ``counts``: far below any patience, far above the time of a packet
+
+
+class BoardCrashedError(DeviceLostError):
+    """A board that died at the first instructions of the library, most likely for lack of one of them."""
+
+
+class RemoteSession:
+    """A compiled artifact on a board, which works with one core: a board with several runs a server for each.
+
+    A context manager. Attributes as in ``Session``, and artifact; device names the board.
+    """
+
+    def __init__(self, artifact: Artifact, link: Link, name: str) -> None:
+        """Send the library, load it there and draw one sample, which every board that works survives.
+
+        link: a fresh connection, which the session closes; name: the board's, for messages and the ledger.
+
+        Raises:
+            WrongDeviceError: the board's processor lacks instructions that the library needs.
+            ArtifactError: the library does not load there.
+            BoardCrashedError, DeviceLostError: the board died, or does not answer.
+        """
+        manifest = artifact.manifest
+        self.artifact = artifact
+        self.input_shape, self.classes = manifest.input_shape, manifest.classes
+        self.sigma, self.graph_hash, self.noise_hash = manifest.sigma, manifest.graph_hash, manifest.noise_hash
+        self.target, self.device = manifest.target, name
+        self._link = link
+        self._rows_a_call = 1
+        try:
+            self._load()
+            self._draw_one()
+        except BaseException:
+            self.close()
+            raise
+
+    def counts(self, x: np.ndarray, key: int, first: int, n: int) -> np.ndarray:
+        """See ``Session.counts``.
+
+        Raises:
+            ValueError: as ``LocalSession.counts``.
+            DeviceLostError: the board died, or does not answer.
+        """
+        require_array(x, np.uint8, self.input_shape)
+        check_range(key, first, n)
+        rows = np.empty((-(-n // ROW), self.classes), np.int32)
+        begin = 0
+        while begin < len(rows):
+            end = min(begin + self._rows_a_call, len(rows))
+            samples = min(end * ROW, n) - begin * ROW
+            out = np.zeros((end - begin, self.classes), np.int32)
+            started = time.perf_counter()
+            rows[begin:end] = self._run("counts", x, signed_key(key), first + begin * ROW, samples, out)
+            # A board that owes an answer for long is taken for dead, so no call may take long.
+            affordable = (end - begin) * _CALL_SECONDS / max(time.perf_counter() - started, 1e-6)
+            self._rows_a_call = max(1, min(int(affordable), 4 * self._rows_a_call))
+            begin = end
+        return rows
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """See ``Session.logits``.
+
+        Raises:
+            ValueError: x is not int16[n, H, W, C] with n > 0.
+            DeviceLostError: the board died, or does not answer.
+        """
+        require_array(x, np.int16, (len(x) if np.ndim(x) else 0, *self.input_shape))
+        if len(x) == 0:
+            raise ValueError("a batch of 0 images has no logits")
+        parts = (x[begin : begin + ROW] for begin in range(0, len(x), ROW))
+        return np.concatenate(
+            [self._run("logits", part, np.zeros((len(part), self.classes), np.int32)) for part in parts]
+        )
+
+    def layers(self, arena: np.ndarray, begin: int, end: int) -> np.ndarray:
+        """As ``LocalSession.layers``. Raises ValueError or DeviceLostError."""
+        manifest = self.artifact.manifest
+        require_array(arena, np.uint8, (manifest.arena_bytes,))
+        if not 0 <= begin <= end <= len(manifest.layers):
+            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {len(manifest.layers)} of this network")
+        return self._run("layers", begin, end, arena)
+
+    def close(self) -> None:
+        """Leave the board to others; a second call does nothing."""
+        self._machine = self._tvm = None
+        self._link.cut("was closed by this side")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self) -> None:
+        from tvm.error import RPCError
+        from tvm.runtime.vm import VirtualMachine
+
+        # dlopen knows a library by its path and never reads one path twice, so each content has a name of its own.
+        name = f"{self.artifact.manifest.members[LIBRARY]}.so"
+        with self._answers():
+            self._tvm = self._link.session()
+            self._check_processor()
+            try:
+                self._tvm.upload(bytearray(self.artifact.library), name)
+                self._machine: Any = VirtualMachine(self._tvm.load_module(name), self._tvm.cpu()).module
+            except RPCError as error:
+                version = self.artifact.manifest.tvm_version
+                raise ArtifactError(
+                    f"{self.artifact.path} does not load on board {self.device} ({_last_line(error)}); compile the "
+                    f"model with the board's --target, and install apache-tvm {version} there"
+                ) from None
+
+    def _check_processor(self) -> None:
+        from tvm.error import RPCError
+
+        try:
+            modalias = bytes(self._tvm.download(CPU_FILE))
+        except RPCError:
+            return  # a kernel without that file: the first sample will tell
+        missing = missing_flags(self.artifact.manifest.cpu_flags, self.artifact.library, modalias)
+        if missing:
+            raise WrongDeviceError(
+                f"{self.artifact.path} is for {self.target} and needs {', '.join(missing)}, which board {self.device} "
+                "lacks; compile the model with the board's --target"
+            )
+
+    def _draw_one(self) -> None:
+        try:
+            self._run("counts", np.zeros(self.input_shape, np.uint8), 0, 0, 1, np.zeros((1, self.classes), np.int32))
+        except DeviceLostError as error:
+            flags = ", ".join(self.artifact.manifest.cpu_flags) or "the instructions of that target"
+            raise BoardCrashedError(
+                f"{error} at the first sample; if its processor lacks {flags}, compile the model with another "
+                f"--target than {self.target}, and restart tvm.exec.rpc_server there"
+            ) from None
+
+    def _run(self, function: str, *arguments: Any) -> np.ndarray:
+        """Call an entry point of the library and wait for its result."""
+        import tvm
+
+        if self._tvm is None:
+            raise ValueError("the session is closed")
+        with self._answers():
+            device = self._tvm.cpu()
+            sent = [tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in arguments]
+            # Over RPC a function cannot return a tensor that it was given, as ours do; a stored call can.
+            self._machine["set_input"](function, *sent)
+            self._machine["invoke_stateful"](function)
+            return self._machine["get_output"](function).numpy()
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        """Tell a lost board from one that refuses, and both from defects of ours."""
+        from tvm.error import InternalError, RPCError
+
+        try:
+            yield
+        except RPCError as error:
+            reason = _last_line(error)
+            if "RPCSessionTimeoutError" in reason:
+                raise DeviceLostError(f"board {self.device} ended the session, whose time was over") from None
+            raise WrongDeviceError(f"board {self.device}: {reason}") from None
+        except (InternalError, RuntimeError):
+            if self._link.broken is None:
+                raise
+            raise DeviceLostError(f"board {self.device} {self._link.broken}") from None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
