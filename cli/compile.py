@@ -1,9 +1,9 @@
-"""``intcert compile``: a quantized model becomes an artifact."""
+"""``intcert compile``: a quantized model becomes an artifact, or a program that needs no Python."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,11 @@ from intcert.cli.failure import Failure
 
 if TYPE_CHECKING:
     from intcert.compile.graph import IntegerGraph
+    from intcert.runtime.certificate import CertificateTable
 
 DUMPS = ("relax", "tir", "asm")
+ARTIFACT, PROGRAM, SOURCES = "artifact", "c-harness", "c-sources"
+SUFFIXES = {ARTIFACT: ".intcert", PROGRAM: "", SOURCES: "-c"}
 
 
 def _split_dumps(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -48,6 +51,13 @@ def _split_dumps(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--alpha", metavar="P", help="Error probability of the embedded table.  [default: 0.001]")
 @click.option("--radius", metavar="R", help="Embed the sequential rule's table for this radius on the [0, 1] scale.")
 @click.option(
+    "--emit",
+    type=click.Choice([ARTIFACT, PROGRAM, SOURCES]),
+    default=ARTIFACT,
+    show_default=True,
+    help="An artifact; a static program of C for boards without Python; or the folder of that program's sources.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Artifact to write.  [default: MODEL's name .intcert, here]"
 )
 @click.option(
@@ -69,6 +79,7 @@ def command(
     n: int | None,
     alpha: str | None,
     radius: str | None,
+    emit: str,
     output: Path | None,
     database: str,
     dump: tuple[str, ...],
@@ -86,8 +97,17 @@ def command(
     if dry_run:
         _dry_run(path, scheme)
         return
-    output = output or Path(f"{model if model == options.DEMO else path.stem}.intcert")
+    output = output or Path(f"{model if model == options.DEMO else path.stem}{SUFFIXES[emit]}")
+    if emit == SOURCES and output.exists():
+        raise Failure(f"{output} exists; give another --output for the folder of sources")
     options.check_writable(output)
+    if emit != ARTIFACT:
+        for option, given in (("--dump", dump), ("--integer-only", integer_only)):
+            if given:
+                raise Failure(f"{option} belongs to an artifact; leave it out, or leave --emit {emit} out")
+        tables = {"n": n, "alpha": alpha, "radius": radius}
+        _emit_c(path, output, emit, target=target, sigma=sigma, scheme=scheme, database=database, **tables)
+        return
 
     from intcert.cli.output import audit_line, both_scales, byte_size, console, facts
     from intcert.compile.build import compile_artifact
@@ -122,6 +142,36 @@ def command(
             ]
         )
     )
+
+
+def _emit_c(path: Path, output: Path, emit: str, **build: Any) -> None:
+    """Write the program or its sources, and print what they are. build: further arguments of ``build_harness``."""
+    from intcert.cli.output import both_scales, byte_size, console, facts
+    from intcert.compile.c_harness import build_harness
+
+    with console(stderr=True).status(f"compiling {path.stem}"):
+        harness = build_harness(path, output, sources=emit == SOURCES, **build)
+    graph, table = harness.sources.model.graph, harness.sources.table
+    made = f"{output} (run make there)" if emit == SOURCES else f"{output} ({byte_size(output.stat().st_size)}, static)"
+    click.echo(
+        facts(
+            [
+                ("sources" if emit == SOURCES else "program", made),
+                ("target", harness.sources.target.name),
+                ("memory", f"{byte_size(harness.arena_bytes)} for {harness.chunk} samples at once; no heap"),
+                ("input", f"{' x '.join(map(str, graph.input_shape))}, {graph.classes} classes"),
+                ("sigma", both_scales(harness.sources.law.sigma)),
+                ("table", _table_facts(table) if table else "none; the program counts, give --n to certify with it"),
+                ("graph", graph.digest),
+                ("noise", harness.sources.law.digest),
+            ]
+        )
+    )
+
+
+def _table_facts(table: CertificateTable) -> str:
+    parameters = table.parameters
+    return f"{parameters.rule}, {parameters.n0}+{parameters.n:,} samples, alpha {parameters.alpha}"
 
 
 def _dry_run(path: Path, scheme: str) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,10 @@ from intcert.compile.linker import find_linker
 from intcert.compile.lower import ENTRY_POINTS, lower
 from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
-from intcert.runtime.certificate import CertificateParameters, certificate_table
+from intcert.runtime.certificate import CertificateParameters, CertificateTable, certificate_table
 from intcert.runtime.decimals import MAX_LENGTH, canonical_decimal
 from intcert.runtime.errors import AuditError, MissingDependencyError, ModelError, SigmaError
-from intcert.runtime.noise import PIXEL_STEPS, noise_law
+from intcert.runtime.noise import PIXEL_STEPS, NoiseLaw, noise_law
 from intcert.runtime.smoothing import kernel_distance, sampler_distance, smoothing_width
 from intcert.targets import Target, find
 
@@ -76,6 +77,47 @@ def load_model(source: str | os.PathLike[str] | ExportedProgram | IntegerGraph, 
     return Model(graph, digest, sigma, tuple(metadata.get("class_names", ())))
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What any build starts from. width: s of docs/certificate.md, in pixel steps; table: to be embedded, if any is."""
+
+    model: Model
+    law: NoiseLaw
+    width: Fraction
+    target: Target
+    table: CertificateTable | None
+
+
+def prepare(
+    model: str | os.PathLike[str] | ExportedProgram | IntegerGraph | Model,
+    *,
+    target: str | Target,
+    sigma: str | None,
+    scheme: str,
+    n: int | None,
+    alpha: str | None,
+    radius: str | None,
+) -> Sources:
+    """Look up and check everything that a build needs; the arguments are those of ``compile_artifact``.
+
+    Raises ModelError, SigmaError, CertificateError or UnknownTargetError.
+    """
+    device = target if isinstance(target, Target) else find(target)
+    source = model if isinstance(model, Model) else load_model(model, scheme)
+    sigma = sigma if sigma is not None else source.sigma
+    if sigma is None:
+        raise SigmaError(
+            "the model does not carry its sigma; give the noise level on the [0, 1] scale, like --sigma 0.25"
+        )
+    law, table = noise_law(sigma), None
+    width = smoothing_width(law.sigma_steps, source.graph.dimension)
+    if n is not None or alpha is not None or radius is not None:
+        chosen = {"alpha": alpha, "n": n, "rule": None if radius is None else f"kt:{radius}"}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        table = certificate_table(CertificateParameters(law.sigma, source.graph.dimension, **given), law)
+    return Sources(source, law, width, device, table)
+
+
 def compile_artifact(
     model: str | os.PathLike[str] | ExportedProgram | IntegerGraph | Model,
     output: str | os.PathLike[str],
@@ -105,23 +147,12 @@ def compile_artifact(
     Raises ModelError, SigmaError, CertificateError, ArtifactError, DatabaseError, UnknownTargetError, or
     MissingDependencyError where nothing links for the target; nothing is left behind then.
     """
-    device = target if isinstance(target, Target) else find(target)
+    sources = prepare(model, target=target, sigma=sigma, scheme=scheme, n=n, alpha=alpha, radius=radius)
+    source, graph, law, device = sources.model, sources.model.graph, sources.law, sources.target
     linker = find_linker(device)
-    source = model if isinstance(model, Model) else load_model(model, scheme)
-    sigma = sigma if sigma is not None else source.sigma
-    if sigma is None:
-        raise SigmaError(
-            "the model does not carry its sigma; give the noise level on the [0, 1] scale, like --sigma 0.25"
-        )
-    graph, law = source.graph, noise_law(sigma)
-    width = smoothing_width(law.sigma_steps, graph.dimension)
     tables = {}
-    if n is not None or alpha is not None or radius is not None:
-        chosen = {"alpha": alpha, "n": n, "rule": None if radius is None else f"kt:{radius}"}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        parameters = CertificateParameters(law.sigma, graph.dimension, **given)
-        tables[parameters.rule.replace(":", "-")] = certificate_table(parameters, law).to_bytes()
-
+    if sources.table is not None:
+        tables[sources.table.parameters.rule.replace(":", "-")] = sources.table.to_bytes()
     plan = make_plan(graph, law, device, chunk, open_database(database, device))
     module = lower(graph, plan)
     executable = compile_module(module, device)
@@ -140,8 +171,8 @@ def compile_artifact(
         sigma=law.sigma,
         sigma_steps=canonical_decimal(format(_EXACT.multiply(PIXEL_STEPS, Decimal(law.sigma)), "f")),
         eta={
-            "s": str(float(width)),
-            "kernel": f"{float(kernel_distance(law.sigma_steps, width, graph.dimension)):.17g}",
+            "s": str(float(sources.width)),
+            "kernel": f"{float(kernel_distance(law.sigma_steps, sources.width, graph.dimension)):.17g}",
             "sampler": f"{float(sampler_distance(law.tv, graph.dimension)):.17g}",
         },
         chunk=plan.batch,

@@ -65,6 +65,14 @@ def link(executable: relax.VMExecutable, linker: Linker) -> bytes:
         return path.read_bytes()
 
 
+def compile_object(module: tvm.IRModule, target: Target) -> bytes:
+    """A module of ``lower_for_c`` as a relocatable object file."""
+    with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
+        path = Path(folder) / "model.o"
+        tvm.tirx.build(module, target=tvm_target(target)).write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
 def assembly(executable: relax.VMExecutable) -> str:
     """The machine code as LLVM prints it."""
     parts = [executable.mod, *executable.mod.imports]

@@ -45,15 +45,19 @@ def find_linker(target: Target) -> Linker:
     )
 
 
+def is_native(target: Target) -> bool:
+    """Whether this machine is of the target's architecture, so that its own compiler serves."""
+    return platform.machine().lower() in _MACHINES[target.triple.partition("-")[0]]
+
+
 def _candidates(target: Target) -> list[tuple[str, tuple[str, ...]]]:
     """Names and commands, the preferred one first; no command where it is not installed."""
-    native = platform.machine().lower() in _MACHINES[target.triple.partition("-")[0]]
 
     def installed(name: str, *options: str) -> tuple[str, tuple[str, ...]]:
         path = shutil.which(name)
         return name, (path, "-shared", *options) if path else ()
 
-    own = [installed(name, "-fPIC") for name in ("gcc", "cc")] if native else []
+    own = [installed(name, "-fPIC") for name in ("gcc", "cc")] if is_native(target) else []
     # The objects need nothing but memset and memcpy, which every process that loads them has.
     zig = (sys.executable, "-m", "ziglang", "cc", "-target", target.triple, "-shared", "-nostdlib")
     return [

@@ -10,6 +10,8 @@ own the arena:
 
 All work in place on their last argument. counts overwrites out: row r holds the argmax counts of samples first + 64 r
 and on. layers runs steps begin .. end - 1 of one chunk on a caller's arena, which is how one layer is seen or timed.
+
+For programs without TVM, ``lower_for_c`` puts the same kernels under two functions of C.
 """
 
 from __future__ import annotations
@@ -22,18 +24,32 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as tb
 
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.kernels.base import Expr, when
+from intcert.compile.kernels.base import Expr, declare_arguments, when
 from intcert.compile.kernels.tiles import require_permission
+from intcert.compile.kernels.transfer import UNBOUNDED
 from intcert.compile.plan import CALLER, Plan, Step
 from intcert.runtime.session import ROW
 
 ENTRY_POINTS = ("counts", "logits", "layers")
+C_PREFIX = "intcert_"  # of the same functions where C calls them
 REFUSED = "this system refuses AMX tiles to the process (arch_prctl); compile the model with --target x86-vnni"
 
 
 def lower(graph: IntegerGraph, plan: Plan) -> tvm.IRModule:
     """The module of a planned graph, ready for ``build``."""
     return _Lowering(graph, plan).module()
+
+
+def lower_for_c(graph: IntegerGraph, plan: Plan) -> tvm.IRModule:
+    """The same kernels under functions of C: TIR only, no tensors, no Relax, nothing that needs a runtime library.
+
+        counts(uint8 *x, int32 *out, uint8 *constants, uint8 *arena, int64 key, int64 first, int64 n)
+        layers(uint8 *constants, uint8 *arena, int64 begin, int64 end)
+
+    do what the entry points of these names do. The caller has checked the arguments, and has the permission to use
+    tiles where the target needs one.
+    """
+    return _Lowering(graph, plan).c_module()
 
 
 class _Lowering:
@@ -75,6 +91,12 @@ class _Lowering:
                 relax.Var("arena", relax.TensorType((self.plan.arena_bytes,), "uint8")),
             ],
         )
+        return self.builder.get()
+
+    def c_module(self) -> tvm.IRModule:
+        network = self.builder.add_func(self._network(), "network")
+        self._c_counts(network)
+        self._c_layers(network)
         return self.builder.get()
 
     def _entry(self, name: str, host: tirx.PrimFunc, parameters: list[relax.Var]) -> None:
@@ -170,13 +192,26 @@ class _Lowering:
                     pass
             with tb.serial(tirx.const(0, "int64"), rows) as r, tb.serial(0, self.graph.classes) as c:
                 tb.buffer_store(out, tirx.const(0, "int32"), [r, c])
-            with self._chunks(n) as chunk:
-                before = chunk * self.plan.batch
-                self._call(self.plan.noise, _pointers(arena, image), constants, (key, first + before))
-                self._run(network, arena, constants)
-                self._call(self.plan.count, _pointers(arena, out), constants, (before, n))
+            self._count(network, image, (key, first, n), constants, out, arena)
 
         return self._host("counts", body)
+
+    def _count(
+        self,
+        network: ir.GlobalVar,
+        image: tirx.Buffer,
+        scalars: tuple[Expr, Expr, Expr],
+        constants: tirx.Buffer,
+        out: tirx.Buffer,
+        arena: tirx.Buffer,
+    ) -> None:
+        """Emit the loop over the chunks of samples; scalars: key, first, n. Adds to out."""
+        key, first, n = scalars
+        with self._chunks(n) as chunk:
+            before = chunk * self.plan.batch
+            self._call(self.plan.noise, _pointers(arena, image), constants, (key, first + before))
+            self._run(network, arena, constants)
+            self._call(self.plan.count, _pointers(arena, out), constants, (before, n))
 
     def _logits(self, network: ir.GlobalVar) -> tirx.PrimFunc:
         def body() -> None:
@@ -200,6 +235,38 @@ class _Lowering:
             self._run(network, arena, constants, (begin, end))
 
         return self._host("layers", body)
+
+    def _c_function(
+        self, name: str, pointers: list[tuple[str, str, int]], scalars: tuple[str, ...], body: Callable[..., None]
+    ) -> None:
+        """Add a function of C: pointers (name, dtype, elements), then int64 scalars; body writes it, given all."""
+        with IRBuilder() as ib, tb.prim_func():
+            tb.func_name(f"{C_PREFIX}{name}")
+            # MakePackedAPI leaves a function alone whose calling convention is decided; LLVM gives it that of C.
+            tb.func_attr({"tirx.noalias": True, "calling_conv": ir.CallingConv.C_PACKED_FUNC})
+            body(*declare_arguments(pointers, scalars))
+        self.builder.add_func(ib.get(), f"{C_PREFIX}{name}")
+
+    def _c_counts(self, network: ir.GlobalVar) -> None:
+        def body(
+            image: tirx.Buffer, out: tirx.Buffer, constants: tirx.Buffer, arena: tirx.Buffer, *scalars: Expr
+        ) -> None:
+            n = scalars[-1]
+            with tb.serial(tirx.const(0, "int64"), (n + (ROW - 1)) // ROW * self.graph.classes) as i:
+                tb.buffer_store(out, tirx.const(0, "int32"), [i])
+            self._count(network, image, scalars, constants, out, arena)
+
+        pointers = [("x", "uint8", self.graph.dimension), ("out", "int32", UNBOUNDED), *self._memory()]
+        self._c_function("counts", pointers, ("key", "first", "n"), body)
+
+    def _c_layers(self, network: ir.GlobalVar) -> None:
+        def body(constants: tirx.Buffer, arena: tirx.Buffer, *bounds: Expr) -> None:
+            self._run(network, arena, constants, bounds)
+
+        self._c_function("layers", self._memory(), ("begin", "end"), body)
+
+    def _memory(self) -> list[tuple[str, str, int]]:
+        return [("constants", "uint8", len(self.plan.blob)), ("arena", "uint8", self.plan.arena_bytes)]
 
 
 def _pointers(arena: tirx.Buffer, callers: tirx.Buffer | None = None) -> Callable[[int], Expr]:

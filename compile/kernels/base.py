@@ -51,12 +51,7 @@ def kernel_function(
         tb.func_name("kernel")
         tb.func_attr({"tirx.noalias": True})
         tb.func_ret(ir.PrimType("int32"))  # the status that a compute_scope hands on
-        pointers = [tb.arg(name, tb.handle(dtype)) for name, dtype, _ in parameters]
-        values = [tb.arg(name, tb.int64()) for name in scalars]
-        buffers = [
-            tb.decl_buffer((elements,), dtype, data=pointer)
-            for pointer, (_, dtype, elements) in zip(pointers, parameters, strict=True)
-        ]
+        arguments = declare_arguments(parameters, scalars)
         # compute_scope keeps LLVM from inlining the body, and it must: TVM gives every buffer an alias class of its
         # own, which is true within a kernel. Between inlined kernels the same memory would go by two names, and LLVM
         # would move the loads of one before the stores of the other.
@@ -65,8 +60,19 @@ def kernel_function(
             tb.attr(tirx.const(0, "int32"), "compute_scope", "kernel_body"),
             tb.attr(tirx.const(0, "int32"), "device_type", tirx.const(1, "int32")),
         ):
-            body(*buffers, *values)
+            body(*arguments)
     return ib.get()
+
+
+def declare_arguments(parameters: list[tuple[str, str, int]], scalars: tuple[str, ...]) -> list[tirx.Buffer | Expr]:
+    """Emit the arguments of the function being built: buffers of pointers (name, dtype, elements), int64 scalars."""
+    pointers = [tb.arg(name, tb.handle(dtype)) for name, dtype, _ in parameters]
+    values = [tb.arg(name, tb.int64()) for name in scalars]
+    buffers = [
+        tb.decl_buffer((elements,), dtype, data=pointer)
+        for pointer, (_, dtype, elements) in zip(pointers, parameters, strict=True)
+    ]
+    return [*buffers, *values]
 
 
 def loop(count: int) -> object:

@@ -13,6 +13,7 @@ import pytest
 
 from intcert.compile.build import load_model
 from intcert.runtime import read_artifact
+from intcert.runtime.datasets import open_dataset
 
 
 def test_compile_writes_an_artifact_and_says_what_it_is(intcert, colour_model, tmp_path):
@@ -42,6 +43,40 @@ def test_dumps_lie_beside_the_artifact(intcert, colour_model, tmp_path):
     assert "R.call_tir" in (tmp_path / "m.intcert.relax.txt").read_text()
     assert "prim_func" in (tmp_path / "m.intcert.tir.txt").read_text()
     assert ".text" in (tmp_path / "m.intcert.asm.txt").read_text()
+
+
+def test_sources_of_a_program_of_c(intcert, refused, colour_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = intcert("compile", colour_model, "--target", "x86", "--emit", "c-sources", "--n", 1000)
+    assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path) == ["colours-c"]
+    assert {"model.o", "model.h", "main.c", "Makefile"} <= set(os.listdir("colours-c"))
+    assert "cp1, 100+1,000 samples, alpha 0.001" in result.stdout
+    refused("compile", colour_model, "--emit", "c-sources", saying=("colours-c exists",))
+    refused("compile", colour_model, "--emit", "c-sources", "-o", "d", "--dump", "asm", saying=("--dump",))
+    assert os.listdir(tmp_path) == ["colours-c"]
+
+
+@pytest.mark.slow  # ziglang compiles its C library once a machine
+def test_a_program_that_runs_alone_and_whose_ledger_is_counted_again(
+    intcert, colour_model, colour_artifact, colour_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = intcert("compile", colour_model, "--target", "x86", "--emit", "c-harness", "--n", 1000)
+    assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path) == ["colours"]
+
+    def run(*words):
+        return subprocess.run(["./colours", *map(str, words)], env={}, capture_output=True, check=True).stdout
+
+    rows = [run("--header")]
+    for number, sample in enumerate(open_dataset(f"folder:{colour_folder}")):
+        (tmp_path / "x").write_bytes(sample.image.tobytes())
+        rows.append(run("x", "--run-key", "0" * 16, "--idx", number, "--label", sample.label, "--ledger"))
+    (tmp_path / "run.tsv").write_bytes(b"".join(rows))
+    result = intcert("replay", "run.tsv", colour_artifact, "--data", f"folder:{colour_folder}")
+    assert result.exit_code == 0, result.output
+    assert "7 rows, 7,700 samples: counts and certificates are equal" in result.stdout
 
 
 def test_a_graph_file_compiles_to_the_same_graph(intcert, colour_model, tmp_path):
