@@ -57,12 +57,14 @@ def _candidates(target: Target) -> list[tuple[str, tuple[str, ...]]]:
         path = shutil.which(name)
         return name, (path, "-shared", *options) if path else ()
 
-    own = [installed(name, "-fPIC") for name in ("gcc", "cc")] if is_native(target) else []
+    # Kernels need no start code, and the audit would have to trust it.
+    gcc = ("-fPIC", "-nostartfiles")
+    own = [installed(name, *gcc) for name in ("gcc", "cc")] if is_native(target) else []
     # The objects need nothing but memset and memcpy, which every process that loads them has.
     zig = (sys.executable, "-m", "ziglang", "cc", "-target", target.triple, "-shared", "-nostdlib")
     return [
         *own,
-        installed(f"{target.triple}-gcc", "-fPIC"),
+        installed(f"{target.triple}-gcc", *gcc),
         installed(f"{target.triple}-ld"),
         ("ziglang", zig if importlib.util.find_spec("ziglang") else ()),
     ]
