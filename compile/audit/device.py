@@ -44,7 +44,7 @@ def audit_images(data: bytes) -> tuple[CodeAudit, ...]:
     images = list(_images(data))
     if not images:
         raise DeviceCodeError("there is no machine code in it: the driver would compile it on the device, unseen")
-    tool = _cuobjdump()
+    tool = find_cuobjdump()
     version = re.search(r"V(\d+[\d.]*)", run_tool(tool, "--version"))
     name = f"cuobjdump {version[1] if version else ''}".strip()
     audits = []
@@ -79,8 +79,11 @@ def _images(data: bytes) -> Iterator[bytes]:
         position = fatbin + header + size
 
 
-def _cuobjdump() -> str:
-    """The program on the path, in the CUDA toolkit, or from its Python package."""
+def find_cuobjdump() -> str:
+    """The program on the path, in the CUDA toolkit, or from its Python package.
+
+    Raises MissingDependencyError.
+    """
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     found = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(Path(home) / "bin"))
     if found is None:

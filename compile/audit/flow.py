@@ -31,15 +31,18 @@ class ControlFlow:
         self._before = {later.address: earlier for earlier, later in itertools.pairwise(instructions)}
 
     def findings(self, reachable: frozenset[int]) -> Iterator[Finding]:
-        """Branches that go where no instruction begins, or nobody knows where, and paths that run into data."""
-        for address, instruction in self.instructions.items():
-            flow = self.flows[address]
+        """Branches that go where no instruction begins, or nobody knows where, and paths that run into data.
+
+        Only what can be executed counts: linkers pad with branches that trap.
+        """
+        for address in sorted(reachable):
+            instruction, flow = self.instructions[address], self.flows[address]
             reason = None
             if flow.target is not None:
                 reason = self._bad_target(flow.target)
             elif flow.indirect and not self._explained(instruction):
                 reason = _INDIRECT
-            elif address in reachable and flow.falls:
+            elif flow.falls:
                 after = self._bad_target(instruction.end)
                 reason = after and f"runs {after.removeprefix('goes ')}"
             if reason is not None:

@@ -12,6 +12,7 @@ import pytest
 
 from intcert.compile.audit import CodeAudit, Finding, audit_library
 from intcert.compile.audit.disassemble import find_disassembler
+from intcert.compile.audit.vm import BLOB
 from intcert.runtime.errors import MissingDependencyError
 
 MACHINES = ("x86-64", "aarch64", "arm")
@@ -19,7 +20,7 @@ _TRIPLES = {"aarch64": "aarch64-linux-gnu", "arm": "arm-linux-gnueabihf"}
 
 
 def shared_library(machine: str, source: str, folder: Path, *options: str) -> bytes:
-    """The library that C makes, without start files or other libraries. Skips where nothing compiles for the machine."""
+    """The library that C makes, without start files or other libraries. Skips where no compiler is installed."""
     if machine == "x86-64":
         if shutil.which("gcc") is None:
             pytest.skip("no gcc")
@@ -43,3 +44,18 @@ def audit_c(machine: str, source: str, folder: Path, *options: str) -> tuple[Cod
         pytest.skip(str(error))
     audit = audit_library(shared_library(machine, source, folder, *options))
     return audit.codes[0], audit.findings
+
+
+def embedding(blob: bytes, folder: Path) -> bytes:
+    """A library of integer code that carries some bytes where TVM puts modules."""
+    source = f"const unsigned char {BLOB}[] = {{{','.join(map(str, blob))}}}; int f(void) {{ return 1; }}"
+    return shared_library("x86-64", source, folder)
+
+
+def packed(*modules: tuple[str, bytes]) -> bytes:
+    """Modules, by kind, as TVM packs them beside the library itself; the import tree is left empty."""
+
+    def text(data: bytes) -> bytes:
+        return len(data).to_bytes(8, "little") + data
+
+    return text(bytes(16) + text(b"_lib") + b"".join(text(kind.encode()) + text(data) for kind, data in modules))

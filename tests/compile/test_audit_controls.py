@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from machine_code import MACHINES, audit_c, shared_library
 
 from intcert.compile.audit import audit_library
+from intcert.compile.audit.elf import read_binary
 from intcert.runtime.errors import ArtifactError
 
 INTEGERS = """
@@ -66,7 +68,7 @@ OPTIONS = {
     "x86-runs-out-of-the-code": ["-Wl,--unresolved-symbols=ignore-all"],
     "a64-multiply-add": [],
     "arm-soft-float": ["-mfloat-abi=soft"],
-    "arm-thumb": ["-mthumb"],
+    "arm-thumb": ["-target", "thumb-linux-gnueabihf"],
 }
 
 
@@ -88,14 +90,31 @@ def test_integers_are_clean(machine: str, options: tuple[str, ...], tmp_path: Pa
     assert code.instructions == sum(code.kinds.values()) > 20
 
 
-def test_thumb_and_constants_in_code_are_clean(tmp_path: Path) -> None:
-    for option in ("-mthumb", "-marm"):
-        code, findings = audit_c("arm", INTEGERS, tmp_path, option, "-mcpu=cortex_a9+nomovt")
-        assert findings == ()
+def test_thumb_is_clean(tmp_path: Path) -> None:
+    library = shared_library("arm", INTEGERS, tmp_path, "-target", "thumb-linux-gnueabihf")
+    assert b"\0$t\0" in library
+    assert audit_library(library).findings == ()
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("routine", ["roundf", "sqrt", "__addtf3", "__extendhfsf2", "__aeabi_fadd"])
+def test_constants_between_functions_are_no_instructions(tmp_path: Path) -> None:
+    """An old core cannot build a 32-bit constant from halves, so it lies in the code."""
+    library = shared_library("arm", INTEGERS, tmp_path, "-mcpu=arm1176jzf_s")
+    binary, audit = read_binary(library, "lib.so"), audit_library(library)
+    assert sum(end - start for start, end in binary.data) >= 4
+    assert audit.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("machine", "routine"),
+    [
+        ("x86-64", "sqrt"),
+        ("x86-64", "__addtf3"),
+        ("aarch64", "roundf"),
+        ("aarch64", "__extendhfsf2"),
+        ("arm", "expf"),
+        ("arm", "__aeabi_fadd"),
+    ],
+)
 def test_float_routines(machine: str, routine: str, tmp_path: Path) -> None:
     """From another library or from this one: refused where they are called, whatever instructions they consist of."""
     calls = f"int {routine}(int); int f(int x) {{ return {routine}(x) + 1; }}"
@@ -118,7 +137,9 @@ def test_float_routines(machine: str, routine: str, tmp_path: Path) -> None:
 def test_unknown_imports(tmp_path: Path) -> None:
     _, findings = audit_c("x86-64", "int puts(const char *); int f(void) { return puts(0); }", tmp_path)
     assert [(f.instruction, f.reason) for f in findings] == [("puts", "not on the list of allowed functions")]
-    source = "void *memcpy(void *, const void *, unsigned long); void *f(void *a, void *b) { return memcpy(a, b, 99999); }"
+    source = (
+        "void *memcpy(void *, const void *, unsigned long); void *f(void *a, void *b) { return memcpy(a, b, 99999); }"
+    )
     code, findings = audit_c("x86-64", source, tmp_path)
     assert (code.imports, findings) == (("memcpy",), ())
 
@@ -153,14 +174,12 @@ def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_are_judged(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """A damaged library gives findings, an error that says so, or is clean by luck; never a crash."""
+    """A damaged library gives findings, an error that says so, or is clean by luck; never another error."""
     library = bytearray(_integers(tmp_path_factory))
     for _ in range(data.draw(st.integers(1, 8))):
         library[data.draw(st.integers(0, len(library) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(ArtifactError):
         audit_library(bytes(library))
-    except ArtifactError as error:
-        assert len(str(error).splitlines()) == 1
 
 
 _BUILT: list[bytes] = []
