@@ -6,14 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from boards import QEMU, require_board
+from test_arm import CPU
 from test_golden import DOCUMENT, IMAGES, load_graph
+from test_networks import program as program_of
 
 from intcert import targets
+from intcert.compile.build import compile_artifact
 from intcert.compile.c_harness import build_harness, c_string
+from intcert.compile.frontend import import_program
+from intcert.compile.graph import IntegerGraph
 from intcert.runtime import certify, open_artifact
 from intcert.runtime.certificate import CertificateParameters, certificate_table
 from intcert.runtime.datasets import open_dataset
@@ -218,6 +225,50 @@ def test_an_emulated_processor_without_avx2(program: Path, raw: list[Path]) -> N
     done = subprocess.run(["qemu-x86_64-static", "-cpu", "Nehalem", program, raw[0]], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "")
     assert "lacks avx2" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def lenet_cases() -> tuple[IntegerGraph, list[tuple[np.ndarray, np.ndarray]]]:
+    """A LeNet with random weights, and three images with what a session counts on this machine."""
+    graph = import_program(program_of("lenet"), scheme="auto")
+    rng = np.random.default_rng(2)
+    images = [rng.integers(0, 256, graph.input_shape).astype(np.uint8) // (1 + 3 * i) for i in range(3)]
+    with tempfile.TemporaryDirectory() as place:
+        compile_artifact(graph, Path(place, "a"), sigma="0.5")
+        with open_artifact(Path(place, "a"), threads=1) as session:
+            counts = [session.counts(image, int(KEY, 16), 50, 128).sum(axis=0) for image in images]
+    assert np.count_nonzero(np.sum(counts, axis=0)) > 1
+    return graph, list(zip(images, counts, strict=True))
+
+
+@pytest.mark.slow  # ziglang compiles its C library once a machine
+@pytest.mark.parametrize("name", ["arm-a7", "arm-a15", "arm-a72", "arm-a76"])
+def test_boards(name: str, lenet_cases: tuple[IntegerGraph, list], tmp_path: Path) -> None:
+    """Emulated processors count what x86 does, and say so where they lack an instruction."""
+    require_board()
+    target = targets.find(name)
+    board = (QEMU[target.triple.partition("-")[0]], "-cpu", CPU[name])
+    build_harness(load_graph("q15"), tmp_path / "resnet", target=target, sigma=DOCUMENT["sigma"])
+    for case in (case for case in DOCUMENT["cases"] if case["scheme"] == "q15"):
+        (tmp_path / "x").write_bytes(IMAGES[case["image"]].tobytes())
+        words = ("x", "--key", case["key"], "--first", case["first"], "--n", 128)
+        assert emulated(board, tmp_path, "resnet", *words) == (0, pairs(np.sum(case["rows"][:2], axis=0)) + "\n", "")
+    graph, cases = lenet_cases
+    build_harness(graph, tmp_path / "lenet", target=target, sigma="0.5")
+    for image, counts in cases:
+        (tmp_path / "x").write_bytes(image.tobytes())
+        words = ("x", "--key", KEY, "--first", 50, "--n", 128)
+        assert emulated(board, tmp_path, "lenet", *words) == (0, pairs(counts) + "\n", "")
+    if "asimddp" in target.cpu_flags:
+        code, output, error = emulated((board[0], "-cpu", "cortex-a72"), tmp_path, "lenet", *words)
+        assert (code, output) == (3, "")
+        assert "lacks asimddp" in error
+
+
+def emulated(board: tuple[str, ...], folder: Path, program: str, *words: object) -> tuple[int, str, str]:
+    command = [*board, f"./{program}", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_every_instruction_set_of_a_target_is_known_to_the_program() -> None:
