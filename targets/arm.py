@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from intcert.targets.base import DotUnit, Target
 
 # A load of 16 bytes of activations serves four steps: the instructions take one of its lanes.
-_NEON = {"lanes": 4, "depth": 4, "activation": "int8", "weight": "int8", "steps": 4}
+_NEON = {"lanes": 4, "depth": 4, "weight": "int8", "steps": 4}
 
-# ARMv8.2-A FEAT_DotProd; by lane.
-SDOT = DotUnit("sdot", accumulators=20, **_NEON)
-# ARMv8.6-A FEAT_I8MM: unsigned activations as they are.
-USDOT = DotUnit("usdot", accumulators=20, **(_NEON | {"activation": "uint8"}))
+# ARMv8.2-A FEAT_DotProd and ARMv8.6-A FEAT_I8MM, which takes unsigned activations as they are.
+SDOT = DotUnit("sdot", activation="int8", accumulators=20, **_NEON)
+USDOT = DotUnit("usdot", activation="uint8", accumulators=20, **_NEON)
 # Two products to a 16-bit lane (multiply, multiply-add), then a pairwise sum into 32 bits. (-128)^2 twice would
 # overflow, so layers with a weight of -128 sum each product alone.
-SMULL = DotUnit("smull", accumulators=16, pairs=True, **_NEON)
-SMLAL = DotUnit("smlal", accumulators=16, pairs=True, full_range=SMULL, **_NEON)
+_PAIRS = _NEON | {"activation": "int8", "accumulators": 12, "pairs": True}
+SMULL = DotUnit("smull", **_PAIRS)
+SMLAL = DotUnit("smlal", full_range=SMULL, **(_PAIRS | {"accumulators": 16}))
 # The same on ARMv7, which has 16 registers: no room for activations that wait, so each pair is loaded to all lanes.
-_ARMV7 = _NEON | {"accumulators": 8, "steps": 1, "pairs": True}
-VMULL = DotUnit("vmull", **_ARMV7)
-VMLAL = DotUnit("vmlal", full_range=VMULL, **_ARMV7)
-
+_PAIRS_ARMV7 = _PAIRS | {"accumulators": 8, "blocks": 2, "steps": 1}
+VMLAL = DotUnit("vmlal", full_range=DotUnit("vmull", **_PAIRS_ARMV7), **_PAIRS_ARMV7)
+# For in-order cores LLVM moves loads further ahead, and needs registers for them.
+SDOT_IN_ORDER = replace(SDOT, accumulators=16)
+SMLAL_IN_ORDER = replace(SMLAL, accumulators=12)
 
 # Without LLVM's machine scheduler all products of a loop come before all sums, more than the registers hold.
 _ARMV7_LLVM = ("+neon", "+use-misched")
-_FLAGS = {SMLAL: ("asimd",), SDOT: ("asimd", "asimddp"), USDOT: ("asimd", "asimddp", "i8mm")}
+_FLAGS = {"smlal": ("asimd",), "sdot": ("asimd", "asimddp"), "usdot": ("asimd", "asimddp", "i8mm")}
 
 
 def _aarch64(name: str, description: str, mcpu: str, dot: DotUnit, arena_budget: int, **facts: object) -> Target:
@@ -33,9 +36,9 @@ def _aarch64(name: str, description: str, mcpu: str, dot: DotUnit, arena_budget:
         kind="llvm",
         triple="aarch64-linux-gnu",
         mcpu=mcpu,
-        cpu_flags=_FLAGS[dot],
+        cpu_flags=_FLAGS[dot.name],
         dot=dot,
-        q15_unit="int32",
+        q15_unit="sqrdmulh",
         byte_lookup="loads",
         arena_budget=arena_budget,
         **({"mattr": ()} | facts),
@@ -52,7 +55,7 @@ def _armv7(name: str, description: str, mcpu: str, arena_budget: int, **facts: o
         mattr=_ARMV7_LLVM,
         cpu_flags=("neon",),
         dot=VMLAL,
-        q15_unit="int32",
+        q15_unit="vqrdmulh",
         byte_lookup="loads",
         arena_budget=arena_budget,
         float_abi="hard",
@@ -66,11 +69,11 @@ TARGETS = (
            tags=("arm/stm32mp1", "arm/rasp3b")),
     _armv7("arm-a15", "Cortex-A15, 32 bits; any ARMv8 with a 32-bit system", "cortex-a15", 512 << 10,
            tags=("arm/beagleai", "arm/rasp4b")),
-    _aarch64("arm-a53", "Cortex-A53 (Raspberry Pi 3); any 64-bit ARM", "cortex-a53", SMLAL, 256 << 10,
+    _aarch64("arm-a53", "Cortex-A53 (Raspberry Pi 3); any 64-bit ARM", "cortex-a53", SMLAL_IN_ORDER, 256 << 10,
              tags=("arm/ultra96", "arm/thunderx")),
     _aarch64("arm-a72", "Cortex-A72 (Raspberry Pi 4)", "cortex-a72", SMLAL, 512 << 10,
              tags=("raspberry-pi/4b-aarch64", "arm/rasp4b64", "arm/rk3399")),
-    _aarch64("arm-a55", "Cortex-A55, dot product", "cortex-a55", SDOT, 128 << 10),
+    _aarch64("arm-a55", "Cortex-A55, dot product", "cortex-a55", SDOT_IN_ORDER, 128 << 10),
     _aarch64("arm-a76", "Cortex-A76, dot product (Raspberry Pi 5)", "cortex-a76", SDOT, 384 << 10),
     _aarch64("arm-a78", "Cortex-A78, dot product", "cortex-a78", SDOT, 384 << 10),
     _aarch64("arm-v8.6", "ARMv8.6 and ARMv9 with int8 matrices (Cortex-A510, A710, Neoverse N2)", "generic", USDOT,

@@ -10,7 +10,8 @@ class DotUnit:
     """The instruction that multiplies and sums: what a convolution kernel is built around.
 
     Each of ``lanes`` int32 accumulators takes ``depth`` products at a time. ``activation`` and ``weight`` are the
-    dtypes in which the operands must lie in memory; ``accumulators`` is how many registers a tile may keep in flight.
+    dtypes in which the operands must lie in memory; ``accumulators`` is how many registers a tile may keep in flight,
+    ``blocks`` how many of them may be channels of one pixel: as many registers of weights are needed at once.
 
     steps: reduction steps that one load of activations serves, where the instruction picks its operand by lane.
     pairs: weights of a register lie in pairs, first those of all lanes, then the second ones.
@@ -23,6 +24,7 @@ class DotUnit:
     activation: str
     weight: str
     accumulators: int
+    blocks: int = 4
     steps: int = 1
     pairs: bool = False
     full_range: DotUnit | None = None

@@ -116,6 +116,13 @@ def splat(value: Expr | int, dtype: str, lanes: int) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
+def part(value: Expr, start: int, lanes: int) -> Expr:
+    """``lanes`` neighbouring elements of a vector."""
+    if value.ty.dtype.lanes == lanes:
+        return value
+    return tirx.Shuffle([value], [tirx.const(i, "int32") for i in range(start, start + lanes)])
+
+
 def _index(start: Index, lanes: int) -> Index:
     return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, 1, lanes) if lanes > 1 else start
 

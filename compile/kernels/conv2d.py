@@ -96,7 +96,7 @@ def _tiles(unit: DotUnit, width: int, registers: int, grouped: bool) -> list[Til
     """Every tile whose accumulators stay in registers."""
     return [
         Tile(columns, blocks)
-        for blocks in range(1, 2 if grouped else min(registers, 4) + 1)
+        for blocks in range(1, 2 if grouped else min(registers, unit.blocks) + 1)
         for columns in range(1, min(width, unit.accumulators // blocks) + 1)
     ]
 

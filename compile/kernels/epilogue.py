@@ -1,8 +1,8 @@
 """The end of every kernel: an int32 accumulator becomes an 8-bit activation, or a logit.
 
 The expressions follow docs/arithmetic.md line by line. They are written on vectors of int32 (q15) and int64 (q31); each
-intermediate is used once, so that LLVM sees one chain. Where the target has a unit for it, q15 is computed in 16-bit
-lanes instead (epilogue16.py), to the same integers.
+intermediate is used once, so that LLVM sees one chain. Where the target has a unit for it, other instructions compute
+the same integers: q15 in 16-bit lanes on AVX-512 (epilogue16.py), both schemes on NEON (epilogue_neon.py).
 
 Constants travel in two arrays: ``narrow`` int32[width * (2 or 3 + T)] and ``wide`` int64. ``width`` is the number of
 entries, which is the channel stride, or, for average pooling, the number of kinds of positions.
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from types import ModuleType
 
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels import epilogue16
-from intcert.compile.kernels.base import LANES, Expr, Index, local, splat, store, typed, vector
+from intcert.compile.kernels import epilogue16, epilogue_neon
+from intcert.compile.kernels.base import LANES, Expr, Index, local, part, splat, store, typed, vector
 from intcert.compile.nodes import Clamp, LogitScale, Requant, RequantQ15
 
 #: Loads entries ``start + (channels of the current vector)`` of a constant array.
@@ -69,23 +71,27 @@ class Epilogue:
         at: where the first result and its stored terms lie; channels: the first channel of each vector; step: elements
         from one vector of results to the next, by default none between them.
         """
-        packs = self.scheme == "q15" and self.unit == "vpmulhrsw" and lanes == LANES
         scattered = step not in (None, lanes)
         step = step or lanes
-        widest = epilogue16.REGISTERS if packs and not (scattered and terms) else 1
+        pack = self._pack(lanes)
+        width = pack.LANES if pack else lanes
+        starts = range(0, lanes, width)
+        widest = pack.REGISTERS // len(starts) if pack and not (scattered and terms) else 1
         begin = 0
         while begin < len(channels):
             # The greatest power of two that is left.
             count = min(widest, 1 << ((len(channels) - begin).bit_length() - 1))
             loads = [
-                lambda buffer, base, channel=channel: vector(buffer, base + channel, lanes)
-                for channel in channels[begin : begin + count]
+                lambda buffer, base, channel=channel + start: vector(buffer, base + channel, width)
+                for channel, start in product(channels[begin : begin + count], starts)
             ]
-            given = None if accumulators is None else accumulators[begin : begin + count]
+            given = accumulators and [
+                part(sums, start, width) for sums, start in product(accumulators[begin : begin + count], starts)
+            ]
             here = at + begin * step
             stored = [vector(term, here, lanes * count) for term in terms]
-            if packs:
-                value = epilogue16.packed_result(self, given, stored, loads, constants[0])
+            if pack:
+                value = pack.packed_result(self, given, stored, loads, constants)
             else:
                 value = self.result(given and given[0], stored, loads[0], constants, lanes)
             if scattered and count > 1:
@@ -96,6 +102,14 @@ class Epilogue:
             else:
                 store(output, here, value, lanes * count)
             begin += count
+
+    def _pack(self, lanes: int) -> ModuleType | None:
+        """The module that requantizes vectors of ``lanes`` sums on the target's own unit, if one does."""
+        if self.unit == "vpmulhrsw" and self.scheme == "q15" and lanes == epilogue16.LANES:
+            return epilogue16
+        if self.unit in epilogue_neon.UNITS and self.scheme != "logits" and self.pre_shift == 0 and lanes % 4 == 0:
+            return epilogue_neon
+        return None
 
     def result(
         self,
@@ -166,8 +180,8 @@ def _logits(
     wide: tirx.Buffer,
     lanes: int,
 ) -> Expr:
-    product = accumulator.astype(typed("int64", lanes)) * load(narrow, plan.width).astype(typed("int64", lanes))
-    return ((product + load(wide, 0)) >> splat(30, "int64", lanes)).astype(typed("int32", lanes))
+    scaled = accumulator.astype(typed("int64", lanes)) * load(narrow, plan.width).astype(typed("int64", lanes))
+    return ((scaled + load(wide, 0)) >> splat(30, "int64", lanes)).astype(typed("int32", lanes))
 
 
 def _high_multiply(value: Expr, multiplier: Expr, lanes: int) -> Expr:

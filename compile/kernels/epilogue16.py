@@ -26,14 +26,14 @@ def packed_result(
     accumulators: list[Expr] | None,
     terms: list[Expr],
     loads: list[Load],
-    narrow: tirx.Buffer,
+    constants: tuple[tirx.Buffer, tirx.Buffer],
 ) -> Expr:
     """8-bit vector of 16 channels a register, for 1, 2 or 4 registers.
 
     accumulators: int32x16 each, bias added; terms: 8-bit vectors as long as the result; loads: one a register.
     """
     count = len(loads)
-    halves = [_half(plan, accumulators, terms, half, loads, narrow) for half in range(-(-count // 2))]
+    halves = [_half(plan, accumulators, terms, half, loads, constants[0]) for half in range(-(-count // 2))]
     least, most, pack = _STORED[plan.dtype]
     bytes_ = _intrinsic(f"{plan.dtype}x64", f"{pack}.512", *halves, *[splat(0, "int16", 32)] * (2 - len(halves)))
     if plan.lo > least:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 from boards import Board, require_board
 from random_models import convolution_graph, random_input, random_integer_graph
+from tvm import tirx
 
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.library import assembly, compile_module
+from intcert.compile.library import tvm_target
 from intcert.compile.lower import lower
 from intcert.compile.nodes import NODE_KINDS
 from intcert.compile.plan import make_plan
@@ -44,7 +46,7 @@ LOOPS = [  # input shape, output channels, kernel, options
     pytest.param((7, 7, 96), 160, (1, 1), {}, id="7x7x96, pointwise"),
 ]
 #: What each unit's products look like.
-PRODUCT = {"vmlal": r"vmlal\.s8", "smlal": r"smlal2?", "sdot": r"sdot", "usdot": r"[su][us]dot"}
+PRODUCT = {"vmlal": r"vm(ull|lal)\.s8\s", "smlal": r"sm(ull|lal)2?\s+v", "sdot": r"sdot\s", "usdot": r"[su][us]dot\s"}
 
 
 def inner_loops(text: str) -> list[list[str]]:
@@ -123,8 +125,15 @@ def test_inner_loops(
     """The unit's instructions, no calls, and nothing that goes to the stack."""
     target = find(name)
     graph = convolution_graph(5, "q15", shape, outputs, kernel, **options)
-    text = assembly(compile_module(lower(graph, make_plan(graph, noise_law("0.25"), target, 2)), target))
-    product = re.compile(PRODUCT[target.dot.name] + r"\s")
+    plan = make_plan(graph, noise_law("0.25"), target, 2)
+    functions = {
+        name: function
+        for name, function in lower(graph, plan).functions.items()
+        if name.name_hint.startswith(("quantize", "conv2d", "flatten", "network", "layers"))
+        and isinstance(function, tirx.PrimFunc)
+    }
+    text = tvm.compile(tvm.IRModule(functions), tvm_target(target)).mod.inspect_source("asm")
+    product = re.compile(PRODUCT[target.dot.name])
     loops = [loop for loop in inner_loops(text) if any(product.match(line) for line in loop)]
     assert loops
     for loop in loops:
