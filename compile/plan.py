@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,15 +77,24 @@ class _Blob:
         return np.frombuffer(bytes(self.data) + bytes(ALIGN), np.uint8)
 
 
-def make_plan(graph: IntegerGraph, law: NoiseLaw, target: Target, batch: int | None = None) -> Plan:
-    """Plan of a graph. batch: samples a chunk; by default as many as keep the arena within the target's budget."""
+def make_plan(
+    graph: IntegerGraph,
+    law: NoiseLaw,
+    target: Target,
+    batch: int | None = None,
+    choose: Callable[..., Kernel] = kernel_for,
+) -> Plan:
+    """Plan of a graph. batch: samples a chunk; by default as many as keep the arena within the target's budget.
+
+    choose: makes the kernel of a node, as ``kernel_for`` does.
+    """
     if batch is None:
-        single = make_plan(graph, law, target, 1)
+        single = make_plan(graph, law, target, 1, choose)
         fitting = max(1, target.arena_budget // single.arena_bytes)
         batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
     layouts = [Layout.of(info) for info in graph.info]
     kernels = [
-        kernel_for(node, [layouts[i] for i in operands(node)], layouts[position], batch, graph.scheme, target)
+        choose(node, [layouts[i] for i in operands(node)], layouts[position], batch, graph.scheme, target)
         for position, node in enumerate(graph.nodes)
     ]
     last_use = dict.fromkeys(range(len(kernels)), len(kernels))
