@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
     from torch.nn import Module
 
 SIDES = {"resnet20": 32, "resnet50": 224, "mobilenetv2": 224}  # known without torch, whose memory peers would show
@@ -179,18 +180,23 @@ def _inductor_program(files: ModelFiles, path: Path) -> None:
     torch.export.save(torch.export.export(converted, (batches[0],), dynamic_shapes=({0: size},)), path)
 
 
-def _program(files: ModelFiles, path: Path) -> None:
-    """The network in intcert's quantization."""
+def quantized(network: Module, side: int) -> ExportedProgram:
+    """The network in intcert's quantization, observed on random images of ``side`` rows and columns."""
     import torch
 
     from intcert.compile.quantizer import convert, prepare_calibration
 
-    network = files.network()
-    images = torch.rand(2 * BATCH, 3, files.side, files.side)
+    images = torch.rand(2 * BATCH, 3, side, side)
     prepared = prepare_calibration(network, images[:BATCH])
     with torch.no_grad():
         prepared(1.6 * images - 0.3)  # noise leaves [0, 1]
-    torch.export.save(convert(prepared, images[:BATCH]), path)
+    return convert(prepared, images[:BATCH])
+
+
+def _program(files: ModelFiles, path: Path) -> None:
+    import torch
+
+    torch.export.save(quantized(files.network(), files.side), path)
 
 
 def _artifact(target: str) -> Callable[[ModelFiles, Path], None]:
