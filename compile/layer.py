@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from intcert.compile.graph import IntegerGraph
@@ -25,9 +26,9 @@ class Layer:
     scheme: str
     target: Target
 
-    def kernel(self, schedule: Schedule | None = None) -> Kernel:
-        """The kernel, by default with the schedule that is estimated to be best."""
-        return kernel_for(
+    def kernel(self, schedule: Schedule | None = None, choose: Callable[..., Kernel] = kernel_for) -> Kernel:
+        """The kernel, by default with the schedule that is estimated to be best. choose: what makes it."""
+        return choose(
             self.node, list(self.inputs), self.result, self.batch, self.scheme, self.target, schedule=schedule
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from intcert.compile.arena import ALIGN, Block, place
 from intcert.compile.database import Database
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.kernels import Kernel
+from intcert.compile.kernels import Kernel, kernel_for
 from intcert.compile.kernels.histogram import histogram
 from intcert.compile.kernels.noise import noisy_input
 from intcert.compile.kernels.transfer import load_samples, store_logits
@@ -84,21 +85,23 @@ def make_plan(
     target: Target,
     batch: int | None = None,
     database: Database | None = None,
+    choose: Callable[..., Kernel] = kernel_for,
 ) -> Plan:
     """Plan of a graph.
 
     batch: samples a chunk; by default what the database says, else as many as keep the arena within the target's
-    budget. database: schedules of the layers that it knows; the others get what is estimated to be best.
+    budget. database: schedules of the layers that it knows; the others get what is estimated to be best. choose: makes
+    the kernel of a layer, as ``kernel_for`` does.
     """
     if batch is None and database:
         batch = database.chunk(network_key(graph, target))
     if batch is None:
-        single = make_plan(graph, law, target, 1)
+        single = make_plan(graph, law, target, 1, choose=choose)
         fitting = max(1, target.arena_budget // single.arena_bytes)
         batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
     layers = layers_of(graph, batch, target)
     layouts = [layer.result for layer in layers]
-    kernels = [layer.kernel(database and database.schedule(layer)) for layer in layers]
+    kernels = [layer.kernel(database and database.schedule(layer), choose) for layer in layers]
     last_use = dict.fromkeys(range(len(kernels)), len(kernels))
     last_use |= {operand: position for position, node in enumerate(graph.nodes) for operand in operands(node)}
     last_input = max(position for position, node in enumerate(graph.nodes) if isinstance(node, InputQuantize))
