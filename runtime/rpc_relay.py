@@ -100,7 +100,7 @@ def relay(client: socket.socket, board: socket.socket, parent: int, patience: fl
             if client in ready:
                 data = client.recv(_CHUNK)
                 if not data:
-                    return "was closed by this side"
+                    return "sent an answer that TVM does not understand"
                 board.sendall(data)
                 owed_since = time.monotonic()
             if parent in ready:
