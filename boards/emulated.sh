@@ -6,8 +6,8 @@
 #   QEMU_CPU=cortex-a72 build/board/python   is its Python, on a processor that QEMU emulates: an instruction that it
 #                                            lacks (sdot on a Cortex-A72) ends the process with SIGILL
 #
-# Packages come from the sources that this machine's apt and pip use. PIP names the pip to ask; times measured on an
-# emulated board mean nothing, its results are those of the real one.
+# Packages come from the sources that this machine's apt and pip use. Times measured on an emulated board mean nothing;
+# its results are those of the real one.
 set -euo pipefail
 
 [ $# = 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
@@ -16,7 +16,6 @@ command -v apt-get >/dev/null || { echo "$0: needs a machine with apt" >&2; exit
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 repository=$(cd "$(dirname "$0")/.." && pwd)
-pip=${PIP:-$repository/.venv/bin/pip}
 
 # Tests on several processes want it at the same time.
 exec 9>"$folder/.lock"
@@ -39,18 +38,7 @@ for package in "$apt"/cache/archives/*.deb; do
     dpkg -x "$package" "$root"
 done
 
-# The same TVM as in this repository, without its compiler: a board needs the runtime only.
-tvm=$(grep -oE '"apache-tvm(-ffi)?==[^"]+"' "$repository/pyproject.toml" | tr -d '"')
-platforms=()
-for libc in 2_17 2_24 2_27 2_28; do
-    platforms+=(--platform "manylinux_${libc}_aarch64")
-done
-site=$root/usr/lib/python3/dist-packages
-# shellcheck disable=SC2086 # one requirement a word
-"$pip" install --quiet --disable-pip-version-check --no-compile --target "$site" \
-    --implementation cp --python-version "$version" --abi "cp${version/./}" --abi abi3 --abi none --only-binary :all: \
-    "${platforms[@]}" --platform manylinux2014_aarch64 $tvm numpy psutil cloudpickle
-rm -f "$site/tvm/lib/libtvm_compiler.so" "$site"/tvm/lib/libtvm_runtime_cuda.so
+"$repository/boards/runtime_package.sh" "$root/usr/lib/python3/dist-packages" "$version" aarch64 numpy
 rm -rf "$apt"
 
 cat >"$folder/python" <<EOF

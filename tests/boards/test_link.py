@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import socket
 import struct
@@ -102,9 +103,9 @@ def test_packets_are_found_however_the_stream_is_cut(packets, data):
     ends = {0}
     for packet in packets:
         ends.add(max(ends) + 8 + len(packet))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)) + [0, len(stream)])
+    cuts = sorted([*data.draw(st.lists(st.integers(0, len(stream)), max_size=8)), 0, len(stream)])
     counter = Packets()
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         assert counter.feed(stream[begin:end]) == (end in ends)
 
 
