@@ -191,6 +191,8 @@ def open_board(
         BoardCrashedError: the board died at the first sample.
         DeviceLostError: there is no board.
     """
+    import tvm.rpc  # noqa: F401  before the clock starts: it may take seconds
+
     stop = stop or threading.Event()
     deadline = time.monotonic() + patience.board
     told = False

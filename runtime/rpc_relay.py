@@ -5,7 +5,9 @@ first line on standard input is the secret that the client will show; the end of
 does the death of its parent. Prints why it ended, in words that follow on "board NAME".
 """
 
+import contextlib
 import hmac
+import os
 import select
 import socket
 import struct
@@ -100,7 +102,7 @@ def relay(client: socket.socket, board: socket.socket, parent: int, patience: fl
             if client in ready:
                 data = client.recv(_CHUNK)
                 if not data:
-                    return "was closed by this side"
+                    return "sent an answer that TVM does not understand"
                 board.sendall(data)
                 owed_since = time.monotonic()
             if parent in ready:
@@ -119,8 +121,10 @@ def main() -> None:
     secret = sys.stdin.buffer.readline().strip()
     with listener:
         client = accept(listener, secret)
-    # Before the sockets close, so that whoever sees them closed can ask why.
-    print(relay(client, board, sys.stdin.fileno(), float(sys.argv[3])), flush=True)
+    reason = relay(client, board, sys.stdin.fileno(), float(sys.argv[3]))
+    # Before the sockets close, so that whoever sees them closed can ask why; a parent that was killed cannot.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), reason.encode())
 
 
 if __name__ == "__main__":
