@@ -4,10 +4,12 @@ from intcert.compile.audit.device import audit_images
 from intcert.compile.audit.instructions import FLOAT_TYPED, PLAIN
 from intcert.compile.audit.library import audit_code, audit_library
 from intcert.compile.audit.result import Audit, CodeAudit, Finding, FunctionAudit, functions_with
+from intcert.compile.audit.sass import TENSOR_CORE
 
 __all__ = [
     "FLOAT_TYPED",
     "PLAIN",
+    "TENSOR_CORE",
     "Audit",
     "CodeAudit",
     "Finding",

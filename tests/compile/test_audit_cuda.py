@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from machine_code import embedding, packed
 
-from intcert.compile.audit import audit_code, audit_images, audit_library, functions_with
+from intcert.compile.audit import TENSOR_CORE, audit_code, audit_images, audit_library, functions_with
 from intcert.compile.audit.device import find_cuobjdump
-from intcert.compile.audit.sass import TENSOR_CORE
 from intcert.runtime.errors import ArtifactError, MissingDependencyError
 
 INTEGERS = r"""
