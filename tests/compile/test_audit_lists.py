@@ -163,10 +163,12 @@ def test_lists_are_disjoint_and_words_expand() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    expand_words("""
-        __addsf3 __powisf2 __cmpdf2 __floatdidf __fixsfsi __extendhfsf2 __gnu_h2f_ieee __aeabi_{dmul,fcmpge,i2f}
-        compiler_rt.addf3.__addsf3 sqrtf@plt {exp,round,lround}f fmax
-    """),
+    list(
+        expand_words("""
+            __addsf3 __powisf2 __cmpdf2 __floatdidf __fixsfsi __extendhfsf2 __gnu_h2f_ieee __aeabi_{dmul,fcmpge,i2f}
+            compiler_rt.addf3.__addsf3 sqrtf@plt {exp,round,lround}f fmax
+        """)
+    ),
 )
 def test_float_routines_by_name(name: str) -> None:
     assert is_float_routine(name)
