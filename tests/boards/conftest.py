@@ -26,10 +26,15 @@ def rpc_packages() -> None:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'intcert[rpc]'")
 
 
-def free_port() -> int:
+def unused_port() -> int:
     """A port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()
 
 
 class Service:
@@ -37,7 +42,7 @@ class Service:
 
     def __init__(self, module: str, folder: Path, *words: str, python: tuple[str, ...] = (sys.executable,)) -> None:
         """module: of tvm.exec; words: further arguments; folder: for its output; python: the command."""
-        self.address = Address("127.0.0.1", free_port())
+        self.address = Address("127.0.0.1", unused_port())
         ports = ("--host", "127.0.0.1", "--port", str(self.address.port), "--port-end", str(self.address.port + 1))
         self._command = (*python, "-m", f"tvm.exec.{module}", *ports, *words)
         self._output = folder / f"{module}-{self.address.port}.log"
