@@ -75,7 +75,10 @@ class Intcert(Peer):
         return batch
 
     def batches(self, side: int, cores: int) -> tuple[int, ...]:
-        # A call is split by rows of 64 samples; what is at once in the caches is the artifact's own choice.
+        # What is in the caches at once is the artifact's own choice. A call is split by rows of 64 samples, and images
+        # that are given are copied once, which more of them than fit a cache would slow down.
+        if self.network_only:
+            return (256 * cores if side < 100 else 8 * cores,)
         return (4096 * cores if side < 100 else 64 * cores,)
 
     def settings(self) -> dict[str, Any]:

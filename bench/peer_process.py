@@ -36,11 +36,11 @@ class PeerProcess:
         self._pool = _fresh_process()
 
     def prepare(self, batch: int | None) -> None:
-        """Load the network, and choose the fastest of the peer's batch sizes unless one is given."""
+        """Load the network, and choose the fastest of the peer's batch sizes unless one of them is given."""
         log = self.files.path(f"{self.peer.name}.log")
         self._pool.submit(_start, self.peer, self.files, self.cores, log).result()
-        candidates = (batch,) if batch else self.peer.batches(self.files.side, len(self.cores))
-        self.batch = self._pool.submit(_choose, candidates).result()
+        candidates = self.peer.batches(self.files.side, len(self.cores))
+        self.batch = self._pool.submit(_choose, (batch,) if batch in candidates else candidates).result()
 
     def images_per_second(self, seconds: float) -> float:
         """The rate over at least so many seconds, by ``clock``."""

@@ -83,13 +83,14 @@ def test_what_is_missing_or_fails_does_not_stop_the_others(files):
     assert "RuntimeError: this library" in text
 
 
-def test_a_remembered_batch_is_taken(files):
+@pytest.mark.parametrize(("before", "after"), [(16, 16), (7, 256)])
+def test_a_remembered_batch_is_taken_if_it_is_still_one_of_the_peer_s(files, before, after):
     remembered = files.path("batches-1.json")
     remembered.parent.mkdir()
-    remembered.write_text('{"a": 7, "elsewhere": 3}')
+    remembered.write_text(json.dumps({"a": before, "elsewhere": 3}))
     (result,) = measure([Sleeper("a", "none")], files, frozenset([min(os.sched_getaffinity(0))]), 1, 0.01)
-    assert result.batch == 7
-    assert json.loads(remembered.read_text()) == {"a": 7, "elsewhere": 3}
+    assert result.batch == after
+    assert json.loads(remembered.read_text()) == {"a": after, "elsewhere": 3}
 
 
 def made(name: str, noise: bool, rates: list[float], status: str = "ok") -> Result:
