@@ -17,6 +17,7 @@ COMMANDS = (
     "train",
     "quantize",
     "compile",
+    "tune",
     "audit",
     "inspect",
     "targets",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.kernels import Kernel, Schedule, kernel_for, schedules_for
+from intcert.compile.kernels.dot import dot_unit
 from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d, Linear, LogitScale, Node, operands
 from intcert.runtime import packing
@@ -50,6 +51,8 @@ class Layer:
         if isinstance(node, Conv2d):
             facts |= {"kernel": node.weight.shape[1:3], "stride": node.stride, "padding": node.padding}
             facts |= {"dilation": node.dilation, "groups": node.groups}
+        if isinstance(node, Conv2d | Linear) and self.target.dot.full_range:
+            facts["unit"] = dot_unit(self.target, node.weight).name
         return json.dumps(facts, sort_keys=True)
 
 

@@ -251,8 +251,6 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
             number = tirx.max(number, 0)
             return number // blocks * plan.images, number % blocks
 
-        unrolled = reduction.length if plan.overlapped else 1  # steps
-
         configure(config)
         if staging:
             staging.write_fill(operand)
@@ -262,7 +260,7 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
                 with when(tirx.EQ(block, 0)):
                     staging.write_images(operand, values, n)
 
-            meanwhile = _shares(finish(*where(i - 2), i % 2), unrolled * plan.sums)
+            meanwhile = _shares(finish(*where(i - 2), i % 2), plan.unrolled * plan.sums)
 
             def turn(tile: int) -> None:
                 store_sums(tile, (i + 1) % 2)
@@ -273,11 +271,11 @@ def _function(tiled: TiledConv, epilogue: Epilogue) -> tirx.PrimFunc:
                     piece()
 
             products(n, block, 0, turn, requantize)
-            for step in range(1, unrolled):
+            for step in range(1, plan.unrolled):
                 products(n, block, step, after=requantize)
-            if reduction.length > unrolled:
-                with loop(reduction.length - unrolled) as step:
-                    products(n, block, step + unrolled)
+            if reduction.length > plan.unrolled:
+                with loop(reduction.length - plan.unrolled) as step:
+                    products(n, block, step + plan.unrolled)
         for tile in range(plan.sums):
             store_sums(tile, (total - 1) % 2)
         with loop(min(total, 2)) as i:

@@ -42,8 +42,8 @@ class TilePlan(Schedule):
 
     images: how many are interleaved in a run; whole: the image is one run, the borders between its rows included;
     fold: columns of the result that are one position; channels_first: whether all channels of some positions come
-    before the next positions; overlapped: whether the epilogue is spread between all products of a reduction, which is
-    unrolled then, instead of those of its first step.
+    before the next positions; unrolled: steps of the reduction between which the epilogue is spread; the others are a
+    loop.
     """
 
     rows: int
@@ -54,7 +54,7 @@ class TilePlan(Schedule):
     whole: bool = False
     fold: int = 1
     channels_first: bool = True
-    overlapped: bool = True
+    unrolled: int = 1
 
     @property
     def positions(self) -> int:
@@ -202,10 +202,15 @@ class TiledConv:
         return min(plan.positions, self.unit.registers - plan.sums - plan.outputs)
 
     @property
+    def alignment(self) -> int:
+        """Bytes, up to a cache line, of which the address of every row of a tile is a multiple."""
+        return max(gcd(LINE, self.position, self.row, self.reduction.step), min(LOAD))
+
+    @property
     def cycles(self) -> float:
         """Estimated time of an image, in cycles; the epilogue, which all plans share, left out."""
         plan, reduction = self.plan, self.reduction
-        load = LOAD[max(gcd(LINE, self.position, self.row, reduction.step), min(LOAD))]
+        load = LOAD[self.alignment]
         loads = plan.positions * load + plan.outputs * LOAD[LINE]
         # Fewer than four sums in flight do not hide the latency of a product.
         products = max(plan.sums, 3) * PRODUCT
@@ -244,8 +249,9 @@ def choose_tiling(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> Til
     """
     tilings = (tiled for tiled in _tilings(unit, geometry, may_fold) if tiled.plan.sums <= MOST_ESTIMATED_SUMS)
     tiled = min(tilings, key=lambda tiled: tiled.cycles)
-    channels_first, overlapped = tiled.weight_bytes <= WEIGHTS_IN_CACHE, tiled.reduction.length <= UNROLLED
-    return replace(tiled, plan=replace(tiled.plan, channels_first=channels_first, overlapped=overlapped))
+    unrolled = tiled.reduction.length if tiled.reduction.length <= UNROLLED else 1
+    channels_first = tiled.weight_bytes <= WEIGHTS_IN_CACHE
+    return replace(tiled, plan=replace(tiled.plan, channels_first=channels_first, unrolled=unrolled))
 
 
 def tile_plans(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> tuple[TilePlan, ...]:
@@ -253,8 +259,10 @@ def tile_plans(unit: TileUnit, geometry: ConvGeometry, may_fold: bool) -> tuple[
     plans = [choose_tiling(unit, geometry, may_fold).plan]
     for tiled in _tilings(unit, geometry, may_fold):
         orders = (True, False) if tiled.plan.outputs < tiled.registers else (True,)
-        unrolled = (True, False) if tiled.reduction.length <= MOST_UNROLLED else (False,)
-        plans += (replace(tiled.plan, channels_first=c, overlapped=o) for c, o in product(orders, unrolled))
+        reduction = tiled.reduction
+        unrolled = {1, reduction.runs * reduction.pieces, reduction.length}
+        steps = sorted(count for count in unrolled if count <= MOST_UNROLLED)
+        plans += (replace(tiled.plan, channels_first=c, unrolled=u) for c, u in product(orders, steps))
     return tuple(dict.fromkeys(plans))
 
 
