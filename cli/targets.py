@@ -34,7 +34,16 @@ def command() -> None:
         )
     for gpu in GPU_TARGETS:
         unit = f"mma {gpu.mma.m}x{gpu.mma.n}x{gpu.mma.k}"
-        rows.append((gpu.name, gpu.description, " ".join(gpu.cpu_flags), unit, _gpu_compiler(), "asked on opening"))
+        rows.append(
+            (
+                gpu.name,
+                gpu.description,
+                "compute {}.{}".format(*gpu.capability),
+                unit,
+                _gpu_compiler(),
+                "asked on opening",
+            )
+        )
     console().print(table(("target", "processor", "instruction sets", "units", "linker", "runs here"), rows))
 
 

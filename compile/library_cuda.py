@@ -21,6 +21,7 @@ from tvm.runtime import _ffi_api
 from tvm.tirx import compilation_pipeline
 
 from intcert.compile.library import relax_pipeline
+from intcert.compile.linker import Linker
 from intcert.runtime.errors import MissingDependencyError, ModelError
 from intcert.targets import CudaTarget
 
@@ -42,8 +43,9 @@ def device_target(target: CudaTarget) -> tvm.target.Target:
 
 
 def compile_cuda(module: tvm.IRModule, target: CudaTarget) -> relax.VMExecutable:
-    """Host code and CUDA C++ of a lowered module; nvcc has not run yet."""
-    host = tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu})
+    """C of the host functions and CUDA C++ of the kernels of a lowered module; no compiler has run yet."""
+    # As C and not as LLVM's code, launches are calls of TVM's functions by name, which the audit can follow.
+    host = tvm.target.Target({"kind": "c"})
     with _without_cuda_runtime():
         return relax.build(
             module, device_target(target).with_host(host), relax_pipeline=relax_pipeline(), tir_pipeline=PIPELINE
@@ -55,8 +57,8 @@ def cuda_source(executable: relax.VMExecutable) -> str:
     return _cuda_module(executable).inspect_source("cuda")
 
 
-def link_cuda(executable: relax.VMExecutable, target: CudaTarget) -> tuple[bytes, bytes]:
-    """The executable as a shared library, and the machine code of its kernels (a fatbin), which is a part of it.
+def link_cuda(executable: relax.VMExecutable, target: CudaTarget, linker: Linker) -> bytes:
+    """The executable as a shared library, with machine code of its kernels for every architecture of the target.
 
     Raises MissingDependencyError where there is no nvcc, ModelError where it fails.
     """
@@ -75,8 +77,8 @@ def link_cuda(executable: relax.VMExecutable, target: CudaTarget) -> tuple[bytes
 
     with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
         path = Path(folder) / "lib.so"
-        executable.mod.export_library(str(path), fpack_imports=pack)
-        return path.read_bytes(), fatbin
+        executable.mod.export_library(str(path), fcompile=linker, fpack_imports=pack)
+        return path.read_bytes()
 
 
 def compile_fatbin(source: str, target: CudaTarget) -> bytes:

@@ -90,13 +90,13 @@ class MmaUnit:
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """NVIDIA GPUs, and the processor that launches their kernels.
+    """NVIDIA GPUs, in a machine whose processor launches their kernels.
 
     name, description: as in Target; architectures: those that get machine code, as nvcc spells them, weakest first;
     capability: the least compute capability (major, minor) of a device that runs the weakest; mma: matrix instruction;
     async_copy: whether cp.async moves global to shared memory past the registers; shared_memory: bytes a block may
     declare; max_threads: of a block; stages: tiles in flight while one is multiplied, the latter included;
-    mcpu, cpu_flags: of the host code, as in Target.
+    triple, cpu_flags: of that processor, as in Target; the code that launches kernels needs no instruction sets.
     """
 
     name: str
@@ -108,6 +108,6 @@ class CudaTarget:
     shared_memory: int
     max_threads: int
     stages: int
-    mcpu: str
-    cpu_flags: tuple[str, ...]
+    triple: str
+    cpu_flags: tuple[str, ...] = ()
     kind: str = "cuda"

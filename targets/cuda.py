@@ -19,8 +19,7 @@ _TURING = CudaTarget(
     shared_memory=48 << 10,
     max_threads=1024,
     stages=2,
-    mcpu="x86-64-v2",
-    cpu_flags=("sse4_2",),
+    triple="x86_64-linux-gnu",
 )
 _AMPERE = replace(
     _TURING,
