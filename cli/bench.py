@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 @options.artifact_argument()
 @click.option("--n", type=click.IntRange(min=1), default=1000, show_default=True, help="Noise samples a call.")
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Calls that are timed.")
+@options.device_option
 @options.threads_option
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all measurements.")
-def command(artifact: Path, n: int, rounds: int, threads: int | None, json_file: Path | None) -> None:
+def command(
+    artifact: Path, n: int, rounds: int, device: str | None, threads: int | None, json_file: Path | None
+) -> None:
     """Measure how fast an artifact counts.
 
-    Prints noisy images a second, the latency of a call, and for each layer the time on one thread with the
-    instruction that its kernel is built on. Other work on the machine shows in all of it.
+    Prints noisy images a second, the latency of a call, and for each layer the time on one thread (on a GPU: for a
+    sample as part of a chunk) with the instruction that its kernel is built on. Other work on the machine shows in all
+    of it.
     """
     if json_file is not None:
         options.check_writable(json_file)
@@ -35,7 +39,7 @@ def command(artifact: Path, n: int, rounds: int, threads: int | None, json_file:
     from intcert.runtime import open_artifact
     from intcert.runtime.benchmark import benchmark
 
-    with open_artifact(artifact, threads) as session, progress_bar() as bar:
+    with open_artifact(artifact, threads, device or "auto") as session, progress_bar() as bar:
         task = bar.add_task("measure", total=None, note="")
         found = benchmark(session, n, rounds, lambda done, total: bar.update(task, completed=done, total=total))
     if json_file is not None:

@@ -49,9 +49,7 @@ RADII = ("0", "0.25", "0.5", "0.75")  # of the summary, on the [0, 1] scale
     "--max", "limit", metavar="INDEX", type=click.IntRange(min=0), help="Stop before the image of this index."
 )
 @click.option("--sigma", metavar="S", help="Noise level of a rival's program, by default the one it was trained with.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where a rival's program runs.  [default: cpu]"
-)
+@options.device_option
 @options.threads_option
 @options.board_options
 @options.seed_option

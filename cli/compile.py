@@ -12,6 +12,7 @@ from intcert.cli.failure import Failure
 
 if TYPE_CHECKING:
     from intcert.compile.graph import IntegerGraph
+    from intcert.runtime.artifact import Manifest
     from intcert.runtime.certificate import CertificateTable
 
 DUMPS = ("relax", "tir", "asm")
@@ -131,7 +132,7 @@ def command(
             [
                 ("artifact", f"{output} ({byte_size(output.stat().st_size)})"),
                 ("target", manifest.target),
-                ("arithmetic", f"{manifest.scheme}, {len(manifest.layers)} kernels, {manifest.chunk} samples at once"),
+                ("arithmetic", f"{manifest.scheme}, {len(manifest.layers)} kernels, {_at_once(manifest)}"),
                 ("input", f"{' x '.join(map(str, manifest.input_shape))}, {manifest.classes} classes"),
                 ("sigma", both_scales(manifest.sigma)),
                 ("tables", ", ".join(manifest.certificates) or "none embedded; certify makes its own"),
@@ -172,6 +173,12 @@ def _emit_c(path: Path, output: Path, emit: str, **build: Any) -> None:
 def _table_facts(table: CertificateTable) -> str:
     parameters = table.parameters
     return f"{parameters.rule}, {parameters.n0}+{parameters.n:,} samples, alpha {parameters.alpha}"
+
+
+def _at_once(manifest: Manifest) -> str:
+    return (
+        "the GPU's memory decides how many samples at once" if manifest.is_gpu else f"{manifest.chunk} samples at once"
+    )
 
 
 def _dry_run(path: Path, scheme: str) -> None:

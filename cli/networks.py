@@ -44,12 +44,12 @@ class Network:
 def open_network(
     path: Path, threads: int | None, sigma: str | None, device: str | None, boards: Boards | None
 ) -> Iterator[Network]:
-    """An artifact, or by its suffix ``.pt2`` a rival's program; sigma and device are the latter's alone.
+    """An artifact, or by its suffix ``.pt2`` a rival's program; sigma is the latter's alone.
 
     boards: where an artifact runs instead of here.
 
     Raises:
-        Failure: sigma or device is given for an artifact, boards for a rival, or the model is no program.
+        Failure: sigma is given for an artifact, boards for a rival, device with boards, or the model is no program.
         ArtifactError, WrongDeviceError: see ``open_artifact``.
         DeviceLostError: there are no boards.
         ModelError, SigmaError: see ``TorchSession``.
@@ -66,11 +66,10 @@ def open_network(
         return
     if options.is_model(path):
         raise Failure(f"{path} is a model; compile it first, and give the artifact: intcert compile {path}")
-    if sigma is not None or device is not None:
-        raise Failure(
-            f"--{'sigma' if sigma is not None else 'device'} is for rivals (.pt2); {path} has its own, "
-            "chosen by `intcert compile`"
-        )
+    if sigma is not None:
+        raise Failure(f"--sigma is for rivals (.pt2); {path} has its own, chosen by `intcert compile`")
+    if boards is not None and device is not None:
+        raise Failure(f"--device {device} is for this machine; boards run what {path} was compiled for")
 
     from intcert.runtime import load_table, open_artifact
 
@@ -82,7 +81,7 @@ def open_network(
         artifact = fleet.artifact
         yield Network(fleet, artifact.manifest.class_names, table, fleet.map)
         return
-    with open_artifact(path, threads) as session:
+    with open_artifact(path, threads, device or "auto") as session:
         artifact = session.artifact
         yield Network(session, artifact.manifest.class_names, table)
 
@@ -100,4 +99,7 @@ def open_fleet(path: Path, threads: int | None, boards: Boards) -> Fleet:
 
     if threads is not None:
         raise Failure("--threads is for this machine; a board works with one core for each server that it runs")
-    return Fleet(read_artifact(path), boards.source, boards.count, boards.patience, options.note)
+    artifact = read_artifact(path)
+    if artifact.manifest.is_gpu:
+        raise Failure(f"{path} is for {artifact.manifest.target}; GPUs are used on this machine, not on boards")
+    return Fleet(artifact, boards.source, boards.count, boards.patience, options.note)

@@ -43,6 +43,11 @@ split_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads, by default all cores; results do not depend on it."
 )
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where to run. An artifact runs where it was compiled for, and anything else is refused.",
+)
 seed_option = click.option(
     "--seed",
     metavar="INTEGER",

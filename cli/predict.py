@@ -36,6 +36,7 @@ Answer = TypeVar("Answer")
 @click.option(
     "--max", "limit", metavar="INDEX", type=click.IntRange(min=0), help="Stop before the image of this index."
 )
+@options.device_option
 @options.threads_option
 @options.board_options
 @options.seed_option
@@ -49,6 +50,7 @@ def command(
     alpha: str,
     skip: int,
     limit: int | None,
+    device: str | None,
     threads: int | None,
     boards: options.Boards | None,
     seed: str | None,
@@ -67,7 +69,7 @@ def command(
     from intcert.runtime import ABSTAIN, image_key, predict
 
     tally = dict.fromkeys(("correct", "wrong", "abstained"), 0)
-    with open_network(artifact, threads, None, None, boards) as opened:
+    with open_network(artifact, threads, None, device, boards) as opened:
         session = opened.session
         if data is None:
             dataset, names = _open_files(paths, session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -17,8 +17,10 @@ from intcert.compile.audit import audit_library
 from intcert.compile.database import SHIPPED, open_database
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library import assembly, compile_module, link
-from intcert.compile.linker import find_linker
+from intcert.compile.library_cuda import compile_cuda, cuda_source, device_target, link_cuda
+from intcert.compile.linker import Linker, find_linker
 from intcert.compile.lower import ENTRY_POINTS, lower
+from intcert.compile.lower_cuda import lower_cuda
 from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
 from intcert.runtime.certificate import CertificateParameters, CertificateTable, certificate_table
@@ -26,7 +28,7 @@ from intcert.runtime.decimals import MAX_LENGTH, canonical_decimal
 from intcert.runtime.errors import AuditError, MissingDependencyError, ModelError, SigmaError
 from intcert.runtime.noise import PIXEL_STEPS, NoiseLaw, noise_law
 from intcert.runtime.smoothing import kernel_distance, sampler_distance, smoothing_width
-from intcert.targets import Target, find
+from intcert.targets import CudaTarget, Target, find
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -84,14 +86,14 @@ class Sources:
     model: Model
     law: NoiseLaw
     width: Fraction
-    target: Target
+    target: Target | CudaTarget
     table: CertificateTable | None
 
 
 def prepare(
     model: str | os.PathLike[str] | ExportedProgram | IntegerGraph | Model,
     *,
-    target: str | Target,
+    target: str | Target | CudaTarget,
     sigma: str | None,
     scheme: str,
     n: int | None,
@@ -102,7 +104,7 @@ def prepare(
 
     Raises ModelError, SigmaError, CertificateError or UnknownTargetError.
     """
-    device = target if isinstance(target, Target) else find(target)
+    device = find(target) if isinstance(target, str) else target
     source = model if isinstance(model, Model) else load_model(model, scheme)
     sigma = sigma if sigma is not None else source.sigma
     if sigma is None:
@@ -122,7 +124,7 @@ def compile_artifact(
     model: str | os.PathLike[str] | ExportedProgram | IntegerGraph | Model,
     output: str | os.PathLike[str],
     *,
-    target: str | Target = "host",
+    target: str | Target | CudaTarget = "host",
     sigma: str | None = None,
     scheme: str = "auto",
     chunk: int | None = None,
@@ -137,15 +139,16 @@ def compile_artifact(
     """Compile a model for a target and write the artifact.
 
     sigma: noise level on the [0, 1] scale as an exact decimal; may be left out where the .pt2 carries one. chunk:
-    samples that the kernels work on at once, chosen by the target's cache where left out. With n or alpha, the fixed-N
-    certificate table is embedded; with radius (on the [0, 1] scale), the sequential one. dump: any of "relax", "tir",
-    "asm", written beside the output as OUTPUT.relax.txt and so on. database: a tuning database, "shipped" for the one
-    that comes with intcert for this target, or "none"; it decides times, never counts. The machine code is audited
-    (docs/audit.md) where a disassembler is installed, and the manifest says what was found; with integer_only, a hit is
-    an AuditError and a missing disassembler a MissingDependencyError.
+    samples that the kernels work on at once, chosen by the target's cache where left out; on a GPU the session chooses.
+    With n or alpha, the fixed-N certificate table is embedded; with radius (on the [0, 1] scale), the sequential one.
+    dump: any of "relax", "tir", "asm" (for a GPU the kernels as CUDA C++), written beside the output as
+    OUTPUT.relax.txt and so on. database: a tuning database, "shipped" for the one that comes with intcert for this
+    target, or "none"; it decides times, never counts. The machine code is audited (docs/audit.md) where a disassembler
+    is installed, and the manifest says what was found; with integer_only, a hit is an AuditError and a missing
+    disassembler a MissingDependencyError.
 
     Raises ModelError, SigmaError, CertificateError, ArtifactError, DatabaseError, UnknownTargetError, or
-    MissingDependencyError where nothing links for the target; nothing is left behind then.
+    MissingDependencyError where nothing links for the target or compiles for its GPU; nothing is left behind then.
     """
     sources = prepare(model, target=target, sigma=sigma, scheme=scheme, n=n, alpha=alpha, radius=radius)
     source, graph, law, device = sources.model, sources.model.graph, sources.law, sources.target
@@ -154,9 +157,8 @@ def compile_artifact(
     if sources.table is not None:
         tables[sources.table.parameters.rule.replace(":", "-")] = sources.table.to_bytes()
     plan = make_plan(graph, law, device, chunk, open_database(database, device))
-    module = lower(graph, plan)
-    executable = compile_module(module, device)
-    library = link(executable, linker)
+    built = _build(graph, plan, device, linker)
+    library = built.library
     names = tuple(class_names or source.class_names)
     manifest = Manifest(
         model_hash=source.digest,
@@ -186,10 +188,29 @@ def compile_artifact(
     members = {LIBRARY: library, GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
     members |= {f"certificate/{name}.bin": table for name, table in tables.items()}
     written = write_artifact(output, manifest, members)
-    texts = {"relax": module.script, "tir": lambda: _tir(module), "asm": lambda: assembly(executable)}
+    texts = {"relax": built.module.script, "tir": lambda: _tir(built.module), "asm": built.assembly}
     for kind in dump:
         Path(f"{os.fspath(output)}.{kind}.txt").write_text(texts[kind]())
     return written
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A compiled module. assembly: writes its machine code as text."""
+
+    module: tvm.IRModule
+    library: bytes
+    assembly: Callable[[], str]
+
+
+def _build(graph: IntegerGraph, plan: Plan, device: Target | CudaTarget, linker: Linker) -> _Built:
+    if isinstance(device, CudaTarget):
+        module = lower_cuda(graph, plan, device_target(device))
+        executable = compile_cuda(module, device)
+        return _Built(module, link_cuda(executable, device, linker), lambda: cuda_source(executable))
+    module = lower(graph, plan)
+    executable = compile_module(module, device)
+    return _Built(module, link(executable, linker), lambda: assembly(executable))
 
 
 def _audit(library: bytes, required: bool) -> dict[str, object] | None:

@@ -26,7 +26,7 @@ from intcert.compile.lower import lower_for_c
 from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.certificate import CertificateTable, OneClassTable, SequentialTable
 from intcert.runtime.errors import ArtifactError, MissingDependencyError
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target, UnknownTargetError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -72,6 +72,8 @@ def build_harness(
     """
     output = Path(output)
     prepared = prepare(model, target=target, sigma=sigma, scheme=scheme, n=n, alpha=alpha, radius=radius)
+    if isinstance(prepared.target, CudaTarget):
+        raise UnknownTargetError(f"a C program runs on a processor, not on {prepared.target.name}; try --target x86")
     compiler = () if sources else c_compiler(prepared.target)
     plan = make_plan(
         prepared.model.graph, prepared.law, prepared.target, chunk, open_database(database, prepared.target)

@@ -32,7 +32,7 @@ def _hide_private(module: tvm.IRModule, context: tvm.transform.PassContext) -> t
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def _pipeline() -> tvm.transform.Pass:
+def relax_pipeline() -> tvm.transform.Pass:
     """Relax to VM code, pass by pass: the default pipeline's dataflow rewrites crash on kernels like ours."""
     t = relax.transform
     return tvm.transform.Sequential(
@@ -54,7 +54,7 @@ def _pipeline() -> tvm.transform.Pass:
 
 def compile_module(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
     """Machine code of a lowered module."""
-    return relax.build(module, target=tvm_target(target), relax_pipeline=_pipeline())
+    return relax.build(module, target=tvm_target(target), relax_pipeline=relax_pipeline())
 
 
 def link(executable: relax.VMExecutable, linker: Linker) -> bytes:

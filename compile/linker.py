@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intcert.runtime.errors import MissingDependencyError
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target
 
 #: What platform.machine() calls the processors of a triple's first word.
 _MACHINES = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64"), "arm": ("armv7l", "armv8l")}
@@ -32,7 +32,7 @@ class Linker:
             raise RuntimeError(f"{self.name} cannot link: {done.stderr.strip()}")
 
 
-def find_linker(target: Target) -> Linker:
+def find_linker(target: Target | CudaTarget) -> Linker:
     """The linker for a target: gcc or ld of its triple, else the C compiler of the Python package ziglang.
 
     Raises MissingDependencyError.
@@ -45,12 +45,12 @@ def find_linker(target: Target) -> Linker:
     )
 
 
-def is_native(target: Target) -> bool:
+def is_native(target: Target | CudaTarget) -> bool:
     """Whether this machine is of the target's architecture, so that its own compiler serves."""
     return platform.machine().lower() in _MACHINES[target.triple.partition("-")[0]]
 
 
-def _candidates(target: Target) -> list[tuple[str, tuple[str, ...]]]:
+def _candidates(target: Target | CudaTarget) -> list[tuple[str, tuple[str, ...]]]:
     """Names and commands, the preferred one first; no command where it is not installed."""
 
     def installed(name: str, *options: str) -> tuple[str, tuple[str, ...]]:

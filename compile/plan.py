@@ -10,7 +10,7 @@ import numpy as np
 from intcert.compile.arena import ALIGN, Block, place
 from intcert.compile.database import Database
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.kernels import Kernel, kernel_for
+from intcert.compile.kernels import Kernel, cuda, kernel_for
 from intcert.compile.kernels.histogram import histogram
 from intcert.compile.kernels.noise import noisy_input
 from intcert.compile.kernels.transfer import load_samples, store_logits
@@ -18,7 +18,7 @@ from intcert.compile.layer import layers_of, network_key
 from intcert.compile.layout import Layout
 from intcert.compile.nodes import InputQuantize, operands
 from intcert.runtime.noise import NoiseLaw
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target
 
 MAX_BATCH = 64
 OVERREAD = 64  # bytes that a kernel may read past the end of an operand
@@ -79,10 +79,57 @@ class _Blob:
         return np.frombuffer(bytes(self.data) + bytes(ALIGN), np.uint8)
 
 
-def make_plan(
+@dataclass(frozen=True)
+class _Kernels:
+    """Kernels of all nodes with the layouts of their results, and the kernels around them."""
+
+    nodes: list[Kernel]
+    layouts: list[Layout]
+    noise: Kernel
+    load: Kernel
+    count: Kernel
+    store: Kernel
+
+
+def _processor_kernels(
     graph: IntegerGraph,
     law: NoiseLaw,
     target: Target,
+    batch: int,
+    database: Database | None,
+    choose: Callable[..., Kernel],
+) -> _Kernels:
+    layers = layers_of(graph, batch, target)
+    logits = layers[-1].result
+    return _Kernels(
+        [layer.kernel(database and database.schedule(layer), choose) for layer in layers],
+        [layer.result for layer in layers],
+        noisy_input(law, graph.dimension, batch, target),
+        load_samples(graph.dimension, batch),
+        histogram(logits, batch),
+        store_logits(logits, batch),
+    )
+
+
+def _gpu_kernels(graph: IntegerGraph, law: NoiseLaw, target: CudaTarget) -> _Kernels:
+    layouts = [Layout.of(info) for info in graph.info]
+    return _Kernels(
+        [
+            cuda.kernel_for(node, [layouts[i] for i in operands(node)], layout, graph.scheme, target)
+            for node, layout in zip(graph.nodes, layouts, strict=True)
+        ],
+        layouts,
+        cuda.noisy_input(law, graph.dimension),
+        cuda.load_samples(graph.dimension),
+        cuda.histogram(layouts[-1]),
+        cuda.store_logits(layouts[-1]),
+    )
+
+
+def make_plan(
+    graph: IntegerGraph,
+    law: NoiseLaw,
+    target: Target | CudaTarget,
     batch: int | None = None,
     database: Database | None = None,
     choose: Callable[..., Kernel] = kernel_for,
@@ -92,20 +139,28 @@ def make_plan(
     batch: samples a chunk; by default what the database says, else as many as keep the arena within the target's
     budget. database: schedules of the layers that it knows; the others get what is estimated to be best. choose: makes
     the kernel of a layer, as ``kernel_for`` does.
+
+    On a GPU none of these has a meaning: only the session that owns the memory knows the size of a chunk. The plan is
+    of one sample, and byte offsets are to be multiplied by the samples of the chunk.
     """
+    if isinstance(target, CudaTarget):
+        return _place(graph, _gpu_kernels(graph, law, target), 1, ())
     if batch is None and database:
         batch = database.chunk(network_key(graph, target))
     if batch is None:
         single = make_plan(graph, law, target, 1, choose=choose)
         fitting = max(1, target.arena_budget // single.arena_bytes)
         batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
-    layers = layers_of(graph, batch, target)
-    layouts = [layer.result for layer in layers]
-    kernels = [layer.kernel(database and database.schedule(layer), choose) for layer in layers]
+    kernels = _processor_kernels(graph, law, target, batch, database, choose)
+    return _place(graph, kernels, batch, target.tile.permission if target.tile else ())
+
+
+def _place(graph: IntegerGraph, chosen: _Kernels, batch: int, permission: tuple[int, ...]) -> Plan:
+    """The plan of these kernels: where everything lies that they read and write."""
+    kernels, layouts, noise = chosen.nodes, chosen.layouts, chosen.noise
     last_use = dict.fromkeys(range(len(kernels)), len(kernels))
     last_use |= {operand: position for position, node in enumerate(graph.nodes) for operand in operands(node)}
     last_input = max(position for position, node in enumerate(graph.nodes) if isinstance(node, InputQuantize))
-    noise = noisy_input(law, graph.dimension, batch, target)
     blocks = [Block("input", batch * graph.dimension * 2, -1, last_input)]
     blocks += [Block(f"noise.{number}", size, -1, -1) for number, size in enumerate(noise.scratch)]
     for position, kernel in enumerate(kernels):
@@ -137,11 +192,11 @@ def make_plan(
         batch=batch,
         steps=steps,
         noise=edge("noise", noise, offsets["input"], CALLER, pixels),
-        load=edge("load", load_samples(graph.dimension, batch), offsets["input"], CALLER, pixels),
-        count=edge("count", histogram(logits, batch), CALLER, steps[-1].result, logits),
-        store=edge("store", store_logits(logits, batch), CALLER, steps[-1].result, logits),
+        load=edge("load", chosen.load, offsets["input"], CALLER, pixels),
+        count=edge("count", chosen.count, CALLER, steps[-1].result, logits),
+        store=edge("store", chosen.store, CALLER, steps[-1].result, logits),
         input_offset=offsets["input"],
         arena_bytes=arena_bytes + OVERREAD,
         blob=blob.array(),
-        permission=target.tile.permission if target.tile else (),
+        permission=permission,
     )

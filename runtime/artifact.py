@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 MANIFEST, LIBRARY, GRAPH, NOISE = "manifest.json", "lib.so", "graph.bin", "noise.bin"
 
 _CERTIFICATE = re.compile(r"certificate/([A-Za-z0-9._+-]+)\.bin", re.ASCII)
+_ARCHITECTURE = re.compile(r"sm_[0-9]{2,3}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 _FIRST_BYTES = b"PK\x03\x04"
@@ -87,6 +88,11 @@ class Manifest:
         """Flags of /proc/cpuinfo without which the library would crash."""
         return tuple(self.target_facts["cpu_flags"])
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the library runs on a GPU; ``target_facts`` then lists its ``architectures``."""
+        return self.target_facts.get("kind") == "cuda"
+
     def to_json(self) -> bytes:
         """The content of manifest.json; equal manifests give equal bytes."""
         return (json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n").encode()
@@ -136,6 +142,13 @@ def _is_text_map(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
 
+def _is_target(value: object) -> bool:
+    if not isinstance(value, dict) or not _is_texts(value.get("cpu_flags")):
+        return False
+    names = value.get("architectures")
+    return value.get("kind") != "cuda" or (_is_texts(names) and all(map(_ARCHITECTURE.fullmatch, names)))
+
+
 # What JSON must hold for each field.
 _CHECKS = {
     "format_version": _is_count,
@@ -143,7 +156,7 @@ _CHECKS = {
     "graph_hash": _is_hash,
     "noise_hash": _is_hash,
     "target": _is_text,
-    "target_facts": lambda value: isinstance(value, dict) and _is_texts(value.get("cpu_flags")),
+    "target_facts": _is_target,
     "scheme": lambda value: value in ("q15", "q31"),
     "input_shape": lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_count, value)),
     "classes": _is_count,

@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
 from intcert.runtime.artifact import LIBRARY, Artifact, read_artifact
 from intcert.runtime.errors import ArtifactError, WrongDeviceError
 from intcert.runtime.keys import KEY_LIMIT, signed_key
+
+if TYPE_CHECKING:
+    from intcert.runtime.gpu import GpuSession
 
 ROW = 64  # samples a row of ``counts``: the stopping rules look at rows, so it is the same on every device
 
@@ -79,7 +82,7 @@ class LocalSession:
         self.input_shape, self.classes = manifest.input_shape, manifest.classes
         self.sigma, self.graph_hash, self.noise_hash = manifest.sigma, manifest.graph_hash, manifest.noise_hash
         self.target, self.device = manifest.target, cpu_name()
-        module = _load_library(artifact)
+        module = load_library(artifact)
         # A virtual machine keeps its registers between calls, so two threads in one would corrupt them.
         self._machines = [_Machine(module) for _ in range(self.threads)]
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="intcert")
@@ -223,15 +226,29 @@ class _Machine:
                 raise
 
 
-def open_artifact(path: str | Path, threads: int | None = None) -> LocalSession:
+def open_artifact(path: str | Path, threads: int | None = None, device: str = "auto") -> "LocalSession | GpuSession":
     """Read an artifact, check its hashes and load it on this machine.
 
-    This runs the artifact's code. The hashes protect against damage, not against malice.
+    This runs the artifact's code. The hashes protect against damage, not against malice. device: "cpu" or "cuda" to
+    insist on one, else the artifact decides.
 
     Raises:
-        ArtifactError, WrongDeviceError: see ``read_artifact`` and ``LocalSession``.
+        ArtifactError, WrongDeviceError: see ``read_artifact``, ``LocalSession`` and ``GpuSession``; or the artifact was
+            compiled for another kind of device.
+        MissingDependencyError: the CUDA runtime library is missing.
     """
-    return LocalSession(read_artifact(path), threads)
+    artifact = read_artifact(path)
+    kind = "cuda" if artifact.manifest.is_gpu else "cpu"
+    if device not in ("auto", kind):
+        wanted = "cuda-sm80" if device == "cuda" else "host"
+        raise WrongDeviceError(
+            f"{path} is for {artifact.manifest.target}, not for {device}; compile the model with --target {wanted}"
+        )
+    if kind == "cpu":
+        return LocalSession(artifact, threads)
+    from intcert.runtime.gpu import GpuSession
+
+    return GpuSession(artifact)
 
 
 def require_cpu_flags(artifact: Artifact) -> None:
@@ -284,7 +301,7 @@ def require_array(x: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
         raise ValueError(f"expected an array {np.dtype(dtype).name}{list(shape)}, not {found}")
 
 
-def _load_library(artifact: Artifact) -> Any:
+def load_library(artifact: Artifact) -> Any:
     """The artifact's library as a TVM module, loaded once a process however many sessions open it."""
     import tvm
 

@@ -6,26 +6,48 @@ import difflib
 import platform
 from pathlib import Path
 
-from intcert.targets import arm, x86
-from intcert.targets.base import DotUnit, Target, TileUnit
+from intcert.targets import arm, cuda, x86
+from intcert.targets.base import CudaTarget, DotUnit, MmaUnit, Target, TileUnit
 
-__all__ = ["TARGETS", "DotUnit", "Target", "TileUnit", "UnknownTargetError", "cpu_flags", "find", "host", "runnable"]
+__all__ = [
+    "GPU_TARGETS",
+    "TARGETS",
+    "CudaTarget",
+    "DotUnit",
+    "MmaUnit",
+    "Target",
+    "TileUnit",
+    "UnknownTargetError",
+    "cpu_flags",
+    "find",
+    "host",
+    "runnable",
+]
 
 TARGETS: tuple[Target, ...] = (*x86.TARGETS, *arm.TARGETS)
+GPU_TARGETS: tuple[CudaTarget, ...] = cuda.TARGETS
 
 
 class UnknownTargetError(ValueError):
     """A target name that no family knows, or a host that fits none; the message names the nearest ones."""
 
 
-def find(name: str) -> Target:
-    """The target of this name, or with this tag of TVM's; "host" is the strongest one that this machine runs.
+def find(name: str) -> Target | CudaTarget:
+    """The target of this name, or with this tag of TVM's; "host" is the strongest processor that this machine has.
 
+    Names of GPU targets may be joined by commas, for one library that runs on each of them.
     Raises UnknownTargetError.
     """
     if name == "host":
         return host()
-    known = {name: target for target in TARGETS for name in (target.name, *target.tags)}
+    known: dict[str, Target | CudaTarget] = {tag: target for target in TARGETS for tag in (target.name, *target.tags)}
+    known |= {target.name: target for target in GPU_TARGETS}
+    if "," in name:
+        parts = [find(part.strip()) for part in name.split(",")]
+        alone = next((part.name for part in parts if not isinstance(part, CudaTarget)), None)
+        if alone is not None:
+            raise UnknownTargetError(f"target {name!r} joins {alone!r}; only GPU targets share a library")
+        return cuda.combine(tuple(parts))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [target.name for target in TARGETS]
         raise UnknownTargetError(

@@ -75,3 +75,41 @@ class Target:
     tile: TileUnit | None = None
     float_abi: str = ""
     tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MmaUnit:
+    """The integer matrix instruction of a warp: (m x k) by (k x n) bytes, either signedness, summed in int32.
+
+    shape: as PTX spells it (PTX ISA, "mma"); one instruction of a narrower shape does part of an m16n8k32.
+    """
+
+    shape: str
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """NVIDIA GPUs, in a machine whose processor launches their kernels.
+
+    name, description: as in Target; architectures: those that get machine code, as nvcc spells them, weakest first;
+    capability: the least compute capability (major, minor) of a device that runs the weakest; mma: matrix instruction;
+    async_copy: whether cp.async moves global to shared memory past the registers; shared_memory: bytes a block may
+    declare; max_threads: of a block; stages: tiles in flight while one is multiplied, the latter included;
+    triple, cpu_flags: of that processor, as in Target; the code that launches kernels needs no instruction sets.
+    """
+
+    name: str
+    description: str
+    architectures: tuple[str, ...]
+    capability: tuple[int, int]
+    mma: MmaUnit
+    async_copy: bool
+    shared_memory: int
+    max_threads: int
+    stages: int
+    triple: str
+    cpu_flags: tuple[str, ...] = ()
+    kind: str = "cuda"

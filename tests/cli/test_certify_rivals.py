@@ -65,7 +65,7 @@ def test_what_is_no_rival_is_refused(refused, rivals, colour_artifact, colour_fo
     refused("certify", rivals / "float.pt2", *words, "--radius", "0.5", saying=("rule kt:0.5 is not for rivals",))
     refused("certify", rivals / "float.pt2", *words, "--sigma", "64", saying=("'64'",))
     refused("certify", colour_artifact, *words, "--sigma", "0.5", saying=("--sigma is for rivals",))
-    refused("certify", colour_artifact, *words, "--device", "cpu", saying=("--device is for rivals",))
+    refused("certify", colour_artifact, *words, "--device", "cuda", saying=("not for cuda", "--target cuda-sm80"))
     np.savez(tmp_path / "large.npz", images=np.zeros((1, 9, 8, 3), np.uint8), labels=np.zeros(1, np.int64))
     refused(
         "certify", rivals / "float.pt2", "--data", f"npz:{tmp_path / 'large.npz'}", *words[2:], saying=("9 x 8 x 3",)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intcert import targets
-from intcert.targets import TARGETS, UnknownTargetError, find, host
+from intcert.targets import GPU_TARGETS, TARGETS, UnknownTargetError, find, host
 
 CASCADE_LAKE = {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
 
@@ -23,8 +23,30 @@ def test_every_target_is_consistent(target: targets.Target) -> None:
         target.name = "other"
 
 
+@pytest.mark.parametrize("target", GPU_TARGETS, ids=lambda t: t.name)
+def test_every_gpu_target_is_consistent(target: targets.CudaTarget) -> None:
+    assert find(target.name) is target
+    assert target.name.removeprefix("cuda-sm") == "".join(map(str, target.capability))
+    assert [name.removeprefix("sm_") for name in target.architectures] == [target.name.removeprefix("cuda-sm")]
+    assert target.mma.shape == f"m{target.mma.m}n{target.mma.n}k{target.mma.k}"
+    assert 32 % target.mma.k == 16 % target.mma.m == target.mma.n % 8 == 0
+    assert target.stages >= 2
+
+
+def test_gpu_targets_join() -> None:
+    joined = find("cuda-sm90, cuda-sm75,cuda-sm90")
+    assert joined.name == "cuda-sm75,cuda-sm90"
+    assert joined.architectures == ("sm_75", "sm_90")
+    assert (joined.capability, joined.mma, joined.async_copy) == ((7, 5), find("cuda-sm75").mma, False)
+    with pytest.raises(UnknownTargetError, match="x86-amx"):
+        find("cuda-sm80,x86-amx")
+    with pytest.raises(UnknownTargetError, match="cuda-sm80"):
+        find("cuda-sm80,cuda-sm8O")
+
+
 def test_names_are_unique() -> None:
     names = [name for target in TARGETS for name in (target.name, *target.tags)]
+    names += [target.name for target in GPU_TARGETS]
     assert len(set(names)) == len(names)
 
 
