@@ -47,4 +47,4 @@ def test_shipped_images_are_the_first_two_of_each_class(shipped, cifar10_test_im
 def test_shipped_model_classifies_noisy_images(shipped, cifar10_test_images):
     """The accuracy that cli/demo/README.md states, within what another processor's float rounding may move."""
     noisy = accuracy(shipped[0].module(), cifar10_test_images(per_class=500), NoiseSampler(noise_law("0.25")))
-    assert noisy == pytest.approx(0.7568, abs=0.002)
+    assert noisy == pytest.approx(0.7554, abs=0.002)
