@@ -31,7 +31,7 @@ from intcert.compile.kernels.base import (
     store,
     vector,
 )
-from intcert.compile.kernels.dot import Load, activation_offset, dot, dot_unit, pack_weights, wrapped_bias
+from intcert.compile.kernels.dot import activation_offset, dot, dot_unit, operands_at, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
 from intcert.compile.kernels.staging import Staging
@@ -239,8 +239,8 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                     value = dot(
                         unit,
                         vector(accumulators, slot, unit.lanes),
-                        [_load(operand, first + (c + r) * geometry.stride[1] * pixel) for r in range(unit.rows)],
-                        _load(weights, weight + weight_at(load * unit.steps + step, b)),
+                        [operands_at(operand, first + (c + r) * geometry.stride[1] * pixel) for r in range(unit.rows)],
+                        operands_at(weights, weight + weight_at(load * unit.steps + step, b)),
                         step,
                     )
                     store(accumulators, slot, value, unit.lanes)
@@ -291,7 +291,3 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                 finish(n * result.elements + (h * result.width + w) * result.stride, register)
 
     return kernel_function(parameters, body)
-
-
-def _load(buffer: tirx.Buffer, first: Expr) -> Load:
-    return lambda start, elements: vector(buffer, first + start, elements)

@@ -7,12 +7,17 @@ from collections.abc import Callable
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, typed
+from intcert.compile.kernels.base import Expr, Index, typed, vector
 from intcert.compile.layout import round_up
 from intcert.targets import DotUnit, Target
 
 #: Loads so many operands from this one on.
 Load = Callable[[int, int], Expr]
+
+
+def operands_at(buffer: tirx.Buffer, first: Index) -> Load:
+    """Operands that lie in a buffer from element ``first`` on."""
+    return lambda start, elements: vector(buffer, first + start, elements)
 
 
 def _vpdpbusd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
