@@ -12,7 +12,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as tb
 
 from intcert.compile.kernels.base import local, loop, store, vector
-from intcert.compile.kernels.dot import dot
+from intcert.compile.kernels.dot import dot, operands_at
 from intcert.compile.kernels.tiles import configuration, configure, multiply_tiles, release, require_permission
 from intcert.compile.library import tvm_target
 from intcert.targets import Target
@@ -63,16 +63,20 @@ def _dot_peak(target: Target) -> Peak:
         with loop(STEPS) as i:
             for c, b, slot in tile:
                 # The operand moves, or the compiler would do the work once.
-                activation = vector(activations, (i % 8 + c) * unit.depth, unit.depth)
+                activation = operands_at(activations, (i % 8 + c) * unit.depth)
                 value = dot(
-                    unit, vector(accumulators, slot, unit.lanes), activation, vector(weights, b * packed, packed)
+                    unit,
+                    vector(accumulators, slot, unit.lanes),
+                    [activation],
+                    operands_at(weights, b * packed),
+                    step=0,
                 )
                 store(accumulators, slot, value, unit.lanes)
         for _, _, slot in tile:
             store(out, slot, vector(accumulators, slot, unit.lanes), unit.lanes)
 
     arrays = [
-        np.zeros(16 * unit.depth, unit.activation),
+        np.zeros((8 + columns + unit.steps) * unit.depth, unit.activation),
         np.zeros(BLOCKS * packed, unit.weight),
         np.zeros(columns * BLOCKS * unit.lanes, np.int32),
     ]

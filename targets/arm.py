@@ -12,6 +12,10 @@ _NEON = {"lanes": 4, "depth": 4, "weight": "int8", "steps": 4}
 # ARMv8.2-A FEAT_DotProd and ARMv8.6-A FEAT_I8MM, which takes unsigned activations as they are.
 SDOT = DotUnit("sdot", activation="int8", accumulators=20, **_NEON)
 USDOT = DotUnit("usdot", activation="uint8", accumulators=20, **_NEON)
+# 2 x 8 by 8 x 2 matrices: pixels by channels.
+USMMLA = DotUnit(
+    "usmmla", lanes=4, depth=8, activation="uint8", weight="int8", accumulators=16, blocks=4, rows=2, steps=2
+)
 # Two products to a 16-bit lane (multiply, multiply-add), then a pairwise sum into 32 bits. (-128)^2 twice would
 # overflow, so layers with a weight of -128 sum each product alone.
 _PAIRS = _NEON | {"activation": "int8", "accumulators": 12, "pairs": True}
@@ -77,5 +81,5 @@ TARGETS = (
     _aarch64("arm-a76", "Cortex-A76, dot product (Raspberry Pi 5)", "cortex-a76", SDOT, 384 << 10),
     _aarch64("arm-a78", "Cortex-A78, dot product", "cortex-a78", SDOT, 384 << 10),
     _aarch64("arm-v8.6", "ARMv8.6 and ARMv9 with int8 matrices (Cortex-A510, A710, Neoverse N2)", "generic", USDOT,
-             384 << 10, mattr=("+v8.6a",)),
+             384 << 10, mattr=("+v8.6a",), matrix=USMMLA),
 )  # fmt: skip

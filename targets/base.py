@@ -13,6 +13,7 @@ class DotUnit:
     dtypes in which the operands must lie in memory; ``accumulators`` is how many registers a tile may keep in flight,
     ``blocks`` how many of them may be channels of one pixel: as many registers of weights are needed at once.
 
+    rows: pixels whose sums share a register, ``lanes // rows`` channels each, in a unit that multiplies matrices.
     steps: reduction steps that one load of activations serves, where the instruction picks its operand by lane.
     pairs: weights of a register lie in pairs, first those of all lanes, then the second ones.
     full_range: the unit for layers with a weight of -128, where this one, which sums pairs in 16 bits, would overflow.
@@ -25,9 +26,15 @@ class DotUnit:
     weight: str
     accumulators: int
     blocks: int = 4
+    rows: int = 1
     steps: int = 1
     pairs: bool = False
     full_range: DotUnit | None = None
+
+    @property
+    def channels(self) -> int:
+        """Output channels of one register."""
+        return self.lanes // self.rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Target:
     name: what the command line calls it; description: for people; kind, triple, mcpu, mattr, float_abi: what LLVM is
     told; the triple also names the GNU tools that link for it;
     cpu_flags: instruction sets it must have, as /proc/cpuinfo spells them; dot: the unit its convolutions use;
-    tile: the unit for those that fit it, if there is one;
+    matrix: its like for convolutions whose channels fill a deeper unit, if there is one; tile: the unit for those that
+    fit it, if there is one;
     q15_unit: what requantizes in the q15 scheme, "int32" or, in 16-bit lanes, "vpmulhrsw" (AVX-512BW), "sqrdmulh"
     (AArch64) or "vqrdmulh" (ARMv7);
     byte_lookup: how a table of bytes is read, "loads" or "vpermb" (64 entries at once, AVX512-VBMI);
@@ -72,6 +80,7 @@ class Target:
     q15_unit: str
     byte_lookup: str
     arena_budget: int
+    matrix: DotUnit | None = None
     tile: TileUnit | None = None
     float_abi: str = ""
     tags: tuple[str, ...] = ()

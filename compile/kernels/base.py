@@ -123,6 +123,14 @@ def part(value: Expr, start: int, lanes: int) -> Expr:
     return tirx.Shuffle([value], [tirx.const(i, "int32") for i in range(start, start + lanes)])
 
 
+def joined(vectors: list[Expr]) -> Expr:
+    """The elements of vectors of one length, one vector after the other."""
+    if len(vectors) == 1:
+        return vectors[0]
+    lanes = sum(value.ty.dtype.lanes for value in vectors)
+    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in range(lanes)])
+
+
 def _index(start: Index, lanes: int) -> Index:
     return tirx.Ramp(tirx.const(start, "int32") if isinstance(start, int) else start, 1, lanes) if lanes > 1 else start
 

@@ -18,8 +18,20 @@ from itertools import chain, product
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, Kernel, Schedule, clipped, kernel_function, local, loop, store, vector
-from intcert.compile.kernels.dot import Load, activation_offset, dot, dot_unit, pack_weights, wrapped_bias
+from intcert.compile.kernels.base import (
+    Expr,
+    Kernel,
+    Schedule,
+    clipped,
+    joined,
+    kernel_function,
+    local,
+    loop,
+    part,
+    store,
+    vector,
+)
+from intcert.compile.kernels.dot import activation_offset, dot, dot_unit, operands_at, pack_weights, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.kernels.geometry import ConvGeometry, conv_geometry
 from intcert.compile.kernels.staging import Staging
@@ -55,7 +67,7 @@ class ConvSpec:
     @property
     def together(self) -> int:
         """Registers of output channels whose weights lie step by step beside each other: a tile's, unless it moves."""
-        registers = self.geometry.result.stride // self.unit.lanes
+        registers = self.geometry.result.stride // self.unit.channels
         return 1 if registers % self.tile.blocks else self.tile.blocks
 
     @property
@@ -86,7 +98,7 @@ def choose_tile(unit: DotUnit, width: int, registers: int, grouped: bool) -> Til
 
     def cost(tile: Tile) -> float:
         tiles = -(-width // tile.columns) * -(-registers // tile.blocks)
-        dots = tile.columns * tile.blocks
+        dots = tile.columns * tile.blocks // unit.rows
         return tiles * (max(dots, latency) + 0.6 * (tile.columns + tile.blocks))
 
     return min(_tiles(unit, width, registers, grouped), key=cost)
@@ -96,9 +108,14 @@ def _tiles(unit: DotUnit, width: int, registers: int, grouped: bool) -> list[Til
     """Every tile whose accumulators stay in registers."""
     return [
         Tile(columns, blocks)
-        for blocks in range(1, 2 if grouped else min(registers, unit.blocks) + 1)
-        for columns in range(1, min(width, unit.accumulators // blocks) + 1)
+        for blocks in range(unit.rows, 2 if grouped else min(registers, unit.blocks) + 1, unit.rows)
+        for columns in range(unit.rows, min(width, unit.accumulators // blocks * unit.rows) + 1, unit.rows)
     ]
+
+
+def _unit(target: Target, geometry: ConvGeometry, weight: np.ndarray, groups: int) -> DotUnit:
+    """A group's channels are a window, which starts where a product of the dot unit does."""
+    return dot_unit(target, weight, geometry.result.width if groups == 1 else 1)
 
 
 def conv2d_schedules(
@@ -106,8 +123,8 @@ def conv2d_schedules(
 ) -> tuple[Tile, ...]:
     """All tiles in both orders of the loops; the estimate's choice is the first."""
     geometry, weight, groups = conv_geometry(node, source, result, batch)
-    unit = dot_unit(target, weight)
-    shape = (unit, geometry.result.width, result.stride // unit.lanes, groups > 1)
+    unit = _unit(target, geometry, weight, groups)
+    shape = (unit, geometry.result.width, result.stride // unit.channels, groups > 1)
     tiles = _tiles(*shape)
     orders = (tiles, [replace(tile, channels_first=True) for tile in tiles if tile.blocks < shape[2]])
     return tuple(dict.fromkeys((choose_tile(*shape), *chain(*orders))))
@@ -124,8 +141,8 @@ def conv2d(
 ) -> Kernel:
     """Kernel of an ungrouped or grouped convolution, or of a linear layer; without a schedule, the estimate's."""
     geometry, weight, groups = conv_geometry(node, source, result, batch)
-    unit = dot_unit(target, weight)
-    registers = result.stride // unit.lanes
+    unit = _unit(target, geometry, weight, groups)
+    registers = result.stride // unit.channels
     dense, starts, window = _dense_weights(weight, groups, unit, result.stride, source.channels)
     bias = wrapped_bias(unit, node.bias, weight, source.dtype)
     epilogue, constants = plan_epilogue(
@@ -152,18 +169,18 @@ def _dense_weights(
     """
     outputs, kernel_h, kernel_w, per_group = weight.shape
     padded_channels = round_up(channels, unit.depth)
-    registers = stride // unit.lanes
+    registers = stride // unit.channels
     if groups == 1:
         window, starts = padded_channels, np.zeros(registers, np.int32)
     else:
         group_of = np.minimum(np.arange(stride), outputs - 1) // (outputs // groups)
-        lows = group_of[:: unit.lanes] * per_group // unit.depth * unit.depth
-        highs = (group_of[unit.lanes - 1 :: unit.lanes] + 1) * per_group
+        lows = group_of[:: unit.channels] * per_group // unit.depth * unit.depth
+        highs = (group_of[unit.channels - 1 :: unit.channels] + 1) * per_group
         window = min(round_up(int((highs - lows).max()), unit.depth), padded_channels)
         starts = np.minimum(lows, padded_channels - window).astype(np.int32)
     dense = np.zeros((stride, kernel_h, kernel_w, window), np.int8)
     for o in range(outputs):
-        begin = o // (outputs // groups) * per_group - starts[o // unit.lanes]
+        begin = o // (outputs // groups) * per_group - starts[o // unit.channels]
         dense[o, :, :, begin : begin + per_group] = weight[o]
     return dense, starts, window
 
@@ -173,7 +190,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
     unit, epilogue, staging = spec.unit, spec.epilogue, spec.staging
     geometry, source, result = spec.geometry, spec.geometry.source, spec.geometry.result
     kernel_rows, kernel_columns = geometry.kernel
-    registers = result.stride // unit.lanes
+    registers = result.stride // unit.channels
     # Elements from one pixel, row and image to the next in what the dots read.
     pixel = staging.channels if staging else source.stride
     row = pixel * (staging.columns if staging else source.width)
@@ -183,7 +200,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
     columns, run = (1, kernel_columns * pixel) if merged else (kernel_columns, spec.window)
     steps = run // unit.depth
     loads, last = divmod(steps, unit.steps)
-    packed = unit.lanes * unit.depth
+    packed = unit.channels * unit.depth
     together = spec.together
     per_register = kernel_rows * columns * steps * packed
 
@@ -202,8 +219,11 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
         terms, (weights, starts, narrow, wide, *staged) = rest[: len(epilogue.terms)], rest[len(epilogue.terms) :]
         operand = staged[0] if staging else values
         tile = spec.tile
-        accumulators = local(tile.columns * tile.blocks * unit.lanes, "int32")
-        each = [(c, b, (c * tile.blocks + b) * unit.lanes) for c in range(tile.columns) for b in range(tile.blocks)]
+        accumulators = local(tile.columns * tile.blocks * unit.channels, "int32")
+        each = [  # first pixel, register of channels, place of the sums
+            (c, b, (c // unit.rows * tile.blocks + b) * unit.lanes)
+            for c, b in product(range(0, tile.columns, unit.rows), range(tile.blocks))
+        ]
 
         def reduce(corner: Expr, register: Expr) -> None:
             """accumulators += the products of every kernel position and channel."""
@@ -214,12 +234,13 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
 
             def accumulate(at: Expr, weight: Expr, load: Expr | int, count: int) -> None:
                 """The first ``count`` steps of one load of activations."""
+                first = at + load * (unit.steps * unit.depth)
                 for step, (c, b, slot) in product(range(count), each):
                     value = dot(
                         unit,
                         vector(accumulators, slot, unit.lanes),
-                        _load(operand, at + load * (unit.steps * unit.depth) + c * geometry.stride[1] * pixel),
-                        _load(weights, weight + weight_at(load * unit.steps + step, b)),
+                        [operands_at(operand, first + (c + r) * geometry.stride[1] * pixel) for r in range(unit.rows)],
+                        operands_at(weights, weight + weight_at(load * unit.steps + step, b)),
                         step,
                     )
                     store(accumulators, slot, value, unit.lanes)
@@ -235,14 +256,21 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
 
         def finish(corner: Expr, register: Expr) -> None:
             """Requantize every accumulator into the result."""
+            pixels = range(tile.columns)
             # Pixels lie side by side where the tile has all their channels.
-            whole = tile.blocks == registers
-            runs = [each] if whole else [[entry for entry in each if entry[0] == c] for c in range(tile.columns)]
-            for run in runs:
-                at = corner + run[0][0] * result.stride + register * unit.lanes
-                sums = [vector(accumulators, slot, unit.lanes) for _, _, slot in run]
-                channels = [(register + b) * unit.lanes for _, b, _ in run]
+            for run in [pixels] if tile.blocks == registers else [[c] for c in pixels]:
+                at = corner + run[0] * result.stride + register * unit.channels
+                vectors = list(product(run, range(0, tile.blocks, unit.rows)))
+                sums = [sums_of(*entry) for entry in vectors]
+                channels = [(register + b) * unit.channels for _, b in vectors]
                 epilogue.store_run(output, at, sums, channels, terms, (narrow, wide), unit.lanes)
+
+        def sums_of(c: int, b: int) -> Expr:
+            """The sums of one pixel in a full register of channels, from channel register b on."""
+            row, first = c % unit.rows, (c // unit.rows * tile.blocks + b) * unit.lanes
+            slots = [first + i * unit.lanes for i in range(unit.rows)]
+            parts = [part(vector(accumulators, s, unit.lanes), row * unit.channels, unit.channels) for s in slots]
+            return joined(parts)
 
         if staging:
             staging.write_fill(operand)
@@ -256,14 +284,10 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                 register = clipped(block, tile.blocks, registers)
                 w = clipped(column, tile.columns, result.width)
                 for _, b, slot in each:
-                    bias = vector(narrow, (register + b) * unit.lanes, unit.lanes)
-                    store(accumulators, slot, bias, unit.lanes)
+                    bias = vector(narrow, (register + b) * unit.channels, unit.channels)
+                    store(accumulators, slot, joined([bias] * unit.rows), unit.lanes)
                 window = starts[register] if spec.grouped else 0
                 reduce(n * image + h * geometry.stride[0] * row + w * geometry.stride[1] * pixel + window, register)
                 finish(n * result.elements + (h * result.width + w) * result.stride, register)
 
     return kernel_function(parameters, body)
-
-
-def _load(buffer: tirx.Buffer, first: Expr) -> Load:
-    return lambda start, elements: vector(buffer, first + start, elements)

@@ -16,7 +16,7 @@ from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d
 from intcert.targets import Target
 
-COLUMNS = 4  # output pixels a tile: enough independent sums to hide a multiply, few enough for AVX2's registers
+COLUMNS = 4  # output pixels a tile: enough independent sums to hide a multiply
 COLUMN_CHOICES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 
 
@@ -61,11 +61,16 @@ class DepthwiseSpec:
         )
 
 
+def _default_columns(target: Target) -> int:
+    """As many as have their sums in the registers that a dot unit's tile would keep."""
+    return max(1, min(COLUMNS, target.dot.accumulators * target.dot.lanes // LANES))
+
+
 def depthwise_schedules(
     node: Conv2d, source: Layout, result: Layout, batch: int, target: Target
 ) -> tuple[DepthwiseTile, ...]:
     """Every width of a tile; the default is the first."""
-    return depthwise_tiles(result.width, COLUMNS)
+    return depthwise_tiles(result.width, _default_columns(target))
 
 
 def depthwise(
@@ -78,7 +83,7 @@ def depthwise(
     schedule: DepthwiseTile | None = None,
 ) -> Kernel:
     """Kernel of a convolution with as many groups as input and output channels."""
-    tile = schedule or depthwise_tiles(result.width, COLUMNS)[0]
+    tile = schedule or depthwise_tiles(result.width, _default_columns(target))[0]
     epilogue, constants = plan_epilogue(
         node.requant, node.clamp, node.bias, tuple(term.dtype for term in terms), result.stride, unit=target.q15_unit
     )

@@ -7,11 +7,17 @@ from collections.abc import Callable
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, typed
+from intcert.compile.kernels.base import Expr, Index, typed, vector
+from intcert.compile.layout import round_up
 from intcert.targets import DotUnit, Target
 
 #: Loads so many operands from this one on.
 Load = Callable[[int, int], Expr]
+
+
+def operands_at(buffer: tirx.Buffer, first: Index) -> Load:
+    """Operands that lie in a buffer from element ``first`` on."""
+    return lambda start, elements: vector(buffer, first + start, elements)
 
 
 def _vpdpbusd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
@@ -76,17 +82,32 @@ def _dot_pairs(unit: DotUnit, accumulator: Expr, activations: Load, weights: Loa
     return accumulate(accumulate(accumulator, products[0]), products[1])
 
 
-def dot_unit(target: Target, weight: np.ndarray) -> DotUnit:
-    """The target's unit for these weights, int8 of any shape."""
-    unit = target.dot
+def _dot_matrices(accumulator: Expr, activations: list[Expr], weights: Expr, step: int) -> Expr:
+    """u8 x s8, eight products of two pixels with two channels (ARMv8.6 FEAT_I8MM)."""
+    own = [tirx.const(16 * row + 8 * step + i, "int32") for row in range(2) for i in range(8)]
+    return tirx.call_llvm_pure_intrin(
+        "int32x4", "llvm.aarch64.neon.usmmla.v4i32.v16i8", accumulator, tirx.Shuffle(activations, own), weights
+    )
+
+
+def dot_unit(target: Target, weight: np.ndarray, pixels: int = 1) -> DotUnit:
+    """The target's unit for these weights, int8[O, KH, KW, I], and a row of so many pixels."""
+    unit, matrix, inner = target.dot, target.matrix, weight.shape[-1]
+    if matrix and pixels >= matrix.rows and round_up(inner, matrix.depth) == round_up(inner, unit.depth):
+        return matrix
     return unit.full_range if unit.full_range and weight.min() == -128 else unit
 
 
-def dot(unit: DotUnit, accumulator: Expr, activations: Load, weights: Load, step: int) -> Expr:
+def dot(unit: DotUnit, accumulator: Expr, rows: list[Load], weights: Load, step: int) -> Expr:
     """accumulator + products of a step.
 
-    activations: loads from ``steps`` steps of ``depth`` consecutive elements each; weights: loads from this step's.
+    rows: one for each of the unit's pixels, loads from ``steps`` steps of ``depth`` consecutive activations each;
+    weights: loads from this step's.
     """
+    if unit.rows > 1:
+        loaded = [activations(0, unit.steps * unit.depth) for activations in rows]
+        return _dot_matrices(accumulator, loaded, weights(0, unit.channels * unit.depth), step)
+    (activations,) = rows
     if unit.pairs:
         return _dot_pairs(unit, accumulator, activations, weights, step)
     words = tirx.reinterpret(typed("int32", unit.steps), activations(0, unit.steps * unit.depth))
@@ -119,16 +140,16 @@ def wrapped_bias(unit: DotUnit, bias: np.ndarray, weight: np.ndarray, dtype: str
 
 
 def pack_weights(unit: DotUnit, weight: np.ndarray, blocks: int = 1) -> np.ndarray:
-    """int8[O, ..., K] to unit.weight[O / lanes / blocks, ..., K / depth, blocks, lanes * depth].
+    """int8[O, ..., K] to unit.weight[O / channels / blocks, ..., K / depth, blocks, channels * depth].
 
     blocks: registers of output channels that are read together; O and K are already padded.
     """
     outputs, *middle, inner = weight.shape
-    together = blocks * unit.lanes
+    together = blocks * unit.channels
     split = weight.reshape(outputs // together, together, *middle, inner // unit.depth, unit.depth)
     packed = np.moveaxis(split, 1, -2)
-    packed = packed.reshape(*packed.shape[:-2], blocks, unit.lanes, unit.depth)
+    packed = packed.reshape(*packed.shape[:-2], blocks, unit.channels, unit.depth)
     if unit.pairs:
         packed = np.swapaxes(packed.reshape(*packed.shape[:-1], unit.depth // 2, 2), -3, -2)
-    flat = packed.reshape(outputs // together, *middle, -1, blocks, unit.lanes * unit.depth)
+    flat = packed.reshape(outputs // together, *middle, -1, blocks, unit.channels * unit.depth)
     return np.ascontiguousarray(flat).astype(unit.weight)

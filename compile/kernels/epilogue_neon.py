@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, part, splat, typed
+from intcert.compile.kernels.base import Expr, joined, part, splat, typed
 
 if TYPE_CHECKING:
     from intcert.compile.kernels.epilogue import Epilogue, Load
@@ -97,7 +97,7 @@ def _q15(
             shifted = _call("int32", LANES, use.shift, accumulator, right)
             words.append(_call("int16", LANES, use.narrow["int8"], shifted))
         multipliers = [load(narrow, plan.width).astype(typed("int16", LANES)) for load in loads]
-        parts.append(_high_multiply(use, _joined(words), _joined(multipliers), lanes))
+        parts.append(_high_multiply(use, joined(words), joined(multipliers), lanes))
     if not terms:
         return _to_bytes(plan, use.narrow, parts[0], lanes)
     scalars = 3 * plan.width
@@ -130,8 +130,8 @@ def _q31(
             total = total + scaled.astype("int64x4") * load(narrow, (2 + j) * plan.width).astype("int64x4")
         shifted = total >> load(wide, plan.width)
         halves = [_call("int32", 2, use.narrow["int8"], part(shifted, start, 2)) for start in (0, 2)]
-        words.append(_call("int16", LANES, use.narrow["int8"], _joined(halves)))
-    return _to_bytes(plan, use.narrow, _joined(words), LANES * len(loads))
+        words.append(_call("int16", LANES, use.narrow["int8"], joined(halves)))
+    return _to_bytes(plan, use.narrow, joined(words), LANES * len(loads))
 
 
 def _to_bytes(plan: Epilogue, names: dict[str, str], words: Expr, lanes: int, *shift: Expr) -> Expr:
@@ -139,14 +139,14 @@ def _to_bytes(plan: Epilogue, names: dict[str, str], words: Expr, lanes: int, *s
     if lanes < 8:
         words = tirx.Shuffle([words, words], [tirx.const(i, "int32") for i in range(8)])
     parts = [part(words, start, 8) for start in range(0, max(lanes, 8), 8)]
-    bytes_ = _joined([_call(plan.dtype, 8, names[plan.dtype], eight, *shift) for eight in parts])
+    bytes_ = joined([_call(plan.dtype, 8, names[plan.dtype], eight, *shift) for eight in parts])
     return bytes_ if lanes >= 8 else part(bytes_, 0, lanes)
 
 
 def _high_multiply(use: _Instructions, value: Expr, multiplier: Expr, lanes: int) -> Expr:
     """(value * multiplier + 2^14) >> 15, int16."""
     width = min(lanes, 8)
-    return _joined(
+    return joined(
         [
             _call("int16", width, use.high_multiply, part(value, start, width), part(multiplier, start, width))
             for start in range(0, lanes, width)
@@ -162,10 +162,3 @@ def _call(dtype: str, lanes: int, name: str, *operands: Expr) -> Expr:
     """An intrinsic that LLVM distinguishes by its result."""
     bits = dtype.removeprefix("u").removeprefix("int")
     return tirx.call_llvm_pure_intrin(typed(dtype, lanes), f"llvm.{name}.v{lanes}i{bits}", *operands)
-
-
-def _joined(vectors: list[Expr]) -> Expr:
-    if len(vectors) == 1:
-        return vectors[0]
-    lanes = sum(vector.ty.dtype.lanes for vector in vectors)
-    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in range(lanes)])

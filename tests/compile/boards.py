@@ -51,7 +51,7 @@ class Board:
         module = tvm.compile(tvm.IRModule(functions), tvm_target(target)).mod
         module.write_to_file(str(folder / "network.o"))
         architecture, triple = target.triple.partition("-")[0], target.triple.replace("gnu", "musl")
-        baseline = {"aarch64": "generic", "arm": "cortex_a7"}[architecture]
+        baseline = {"aarch64": "generic", "arm": "cortex_a9"}[architecture]
         compiler = [sys.executable, "-m", "ziglang", "cc", "-target", triple, f"-mcpu={baseline}", "-O1", "-static"]
         subprocess.run([*compiler, SOURCE, folder / "network.o", "-o", folder / "board"], check=True)
         return cls(folder / "board", graph, plan, (QEMU[architecture], "-cpu", cpu))
