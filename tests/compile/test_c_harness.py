@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import QEMU, require_board
 from test_arm import CPU
 from test_golden import DOCUMENT, IMAGES, load_graph
 from test_networks import program as program_of
 
+from boards import QEMU, require_board
 from intcert import targets
 from intcert.compile.build import compile_artifact
 from intcert.compile.c_harness import build_harness, c_string
