@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from boards import Board, require_board
 from random_models import convolution_graph, random_input, random_integer_graph
 from tvm import tirx
 
+from boards import Board, require_board
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library import tvm_target
 from intcert.compile.lower import lower
