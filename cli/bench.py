@@ -13,6 +13,7 @@ from intcert.cli import options
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from intcert.compile.estimate import Estimate
     from intcert.runtime.benchmark import Benchmark
 
 
@@ -23,8 +24,20 @@ if TYPE_CHECKING:
 @options.device_option
 @options.threads_option
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all measurements.")
+@click.option(
+    "--estimate",
+    "core",
+    metavar="CORE",
+    help="Measure nothing: estimate the cycles of each layer on an ARM core, like cortex-a55, from LLVM's model of it.",
+)
 def command(
-    artifact: Path, n: int, rounds: int, device: str | None, threads: int | None, json_file: Path | None
+    artifact: Path,
+    n: int,
+    rounds: int,
+    device: str | None,
+    threads: int | None,
+    json_file: Path | None,
+    core: str | None,
 ) -> None:
     """Measure how fast an artifact counts.
 
@@ -34,6 +47,9 @@ def command(
     """
     if json_file is not None:
         options.check_writable(json_file)
+    if core is not None:
+        _estimate(artifact, core, json_file)
+        return
 
     from intcert.cli.output import console, progress_bar
     from intcert.runtime import open_artifact
@@ -46,6 +62,37 @@ def command(
         json_file.write_text(json.dumps(found.to_json(), indent=1) + "\n")
     click.echo(f"{_summary(found)}\n")
     console().print(_layers(found))
+
+
+def _estimate(artifact: Path, core: str, json_file: Path | None) -> None:
+    """Print what LLVM's machine model expects of an artifact that this machine need not be able to run."""
+    from dataclasses import asdict
+
+    from intcert.cli.output import console
+    from intcert.compile.estimate import estimate
+    from intcert.runtime.artifact import read_artifact
+
+    with console(stderr=True).status(f"executing {artifact} under emulation"):
+        found = estimate(read_artifact(artifact), core)
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(found) | {"cycles": found.cycles}, indent=1) + "\n")
+    click.echo(
+        f"an estimate, not a measurement: {found.cycles:,.0f} cycles a noisy image, for {found.target} code on\n"
+        f"{found.core} by the machine model of LLVM {found.llvm}, with every load from the first-level cache\n"
+    )
+    console().print(_estimated_layers(found))
+
+
+def _estimated_layers(found: Estimate) -> Table:
+    from intcert.cli.output import table
+
+    rows = []
+    for layer in found.layers:
+        inner = [f"{layer.cycles / layer.products:.4f}", f"{layer.inner_ratio:.2f}"] if layer.products else ["", ""]
+        share = f"{layer.cycles / found.cycles:.1%}"
+        rows.append([layer.name, layer.kernel, f"{layer.cycles:,.0f}", share, f"{layer.products:,.0f}", *inner])
+    columns = ("layer", "kernel", "cycles", "share", "products", "cycles a product", "inner loop / its limit")
+    return table(columns, rows, right=(2, 3, 4, 5, 6))
 
 
 def _summary(found: Benchmark) -> str:

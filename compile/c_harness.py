@@ -83,9 +83,9 @@ def build_harness(
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
             finished = Path(folder, "sources")
             finished.mkdir()
-            _write_sources(finished, prepared, plan)
+            write_sources(finished, prepared, plan)
             if not sources:
-                finished = _link(finished, compiler, prepared.target)
+                finished = link_program(finished, compiler, prepared.target)
             elif os.path.lexists(output):
                 raise ArtifactError(f"{output} exists; give another name for the folder of sources")
             os.replace(finished, output)
@@ -110,7 +110,7 @@ def c_compiler(target: Target) -> tuple[str, ...]:
     )
 
 
-def _write_sources(folder: Path, sources: Sources, plan: Plan) -> None:
+def write_sources(folder: Path, sources: Sources, plan: Plan) -> None:
     """Write everything that the program is made of; the same build gives the same bytes."""
     graph = sources.model.graph
     for name in _C_FILES:
@@ -178,10 +178,10 @@ def _initializer(items: list[str]) -> str:
     return f"{{{', '.join([*items, '0'])}}}"
 
 
-def _link(folder: Path, compiler: tuple[str, ...], target: Target) -> Path:
-    """Compile and link the sources in a folder; the path of the program."""
+def link_program(folder: Path, compiler: tuple[str, ...], target: Target, *, symbols: bool = False) -> Path:
+    """Compile and link the sources in a folder; the path of the program, with the names of its functions if wanted."""
     files = [name for name in _C_FILES if name.endswith((".c", ".S"))]
-    flags = ["-std=c11", "-O2", "-static", "-s", "-Wl,--gc-sections"]
+    flags = ["-std=c11", "-O2", "-static", "-no-pie", "-Wl,--gc-sections", *([] if symbols else ["-s"])]
     if not target.triple.startswith("arm"):  # there, compilers do not know this option
         flags.append("-mgeneral-regs-only")  # the compiler itself then refuses floating point in the C files
     command = [*compiler, *flags, "-o", PROGRAM, *files, "model.o"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -43,3 +44,25 @@ def test_bench_refuses_what_it_cannot_measure(intcert, refused, colour_artifact,
     nowhere = tmp_path / "folder" / "bench.json"
     refused("bench", colour_artifact, "--json", nowhere, saying=(nowhere.parent,))
     assert not nowhere.parent.exists()
+
+
+def test_estimates_are_for_arm(refused, colour_artifact):
+    if not read_artifact(colour_artifact).manifest.target.startswith("x86"):
+        pytest.skip("this machine's own artifact can be estimated")
+    refused("bench", colour_artifact, "--estimate", "cortex-a55", saying=("estimates are for ARM targets",))
+
+
+@pytest.mark.slow  # ziglang compiles its C library once a machine
+def test_an_estimate_says_that_it_is_one(intcert, colour_model, tmp_path):
+    for tool in ("qemu-aarch64-static", "llvm-mca", "llvm-objdump"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is missing")
+    pytest.importorskip("ziglang")
+    assert intcert("compile", colour_model, "--target", "arm-a55", "-o", tmp_path / "m").exit_code == 0
+    result = intcert("bench", tmp_path / "m", "--estimate", "cortex-a55", "--json", tmp_path / "m.json")
+    assert result.exit_code == 0, result.output
+    assert "an estimate, not a measurement" in result.stdout
+    found = json.loads((tmp_path / "m.json").read_text())
+    names = [layer["name"] for layer in read_artifact(tmp_path / "m").manifest.layers]
+    assert [layer["name"] for layer in found["layers"]] == ["noise", *names, "argmax and count"]
+    assert found["cycles"] == pytest.approx(sum(layer["cycles"] for layer in found["layers"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import Board, require_board
+from emulation import Board, require_board
 from random_models import convolution_graph, random_input, random_integer_graph
 
 from intcert.compile.graph import IntegerGraph

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import QEMU, require_board
+from emulation import QEMU, require_board
 from test_arm import CPU
 from test_golden import DOCUMENT, IMAGES, load_graph
 from test_networks import program as program_of
