@@ -17,6 +17,7 @@ from intcert.compile.build import compile_artifact, load_model
 from intcert.compile.database import Database, LayerEntry, NetworkEntry, open_database, read_database, shipped_database
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.layer import layers_of, network_key, tunable
+from intcert.compile.nodes import Conv2d
 from intcert.compile.plan import make_plan
 from intcert.compile.reference import ReferenceSession
 from intcert.runtime.errors import DatabaseError
@@ -57,8 +58,9 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
 
 
 def test_workloads_do_not_depend_on_weights() -> None:
-    shape = ((6, 7, 16), 24, (3, 3))
-    first, second = (convolution_graph(seed, "q15", *shape) for seed in (1, 2))
+    first = convolution_graph(1, "q15", (6, 7, 16), 24, (3, 3))
+    nodes = [dataclasses.replace(n, weight=-n.weight) if isinstance(n, Conv2d) else n for n in first.nodes]
+    second = dataclasses.replace(first, nodes=tuple(nodes))
     other = convolution_graph(1, "q15", (6, 7, 16), 24, (3, 5))
     assert first.digest != second.digest
     workloads = [[layer.workload for layer in layers_of(graph, 2, X86)] for graph in (first, second, other)]
