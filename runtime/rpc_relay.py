@@ -135,8 +135,8 @@ class Relay:
         return data
 
     def _failure(self, error: OSError) -> str:
-        self._owed_since = None
         if isinstance(error, TimeoutError):
+            self._owed_since = None
             return f"has not answered for {self._patience:g} s"
         return "closed the connection"
 
