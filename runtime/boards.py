@@ -73,7 +73,10 @@ class Servers:
         return min(wanted or self._all, self._all)
 
     def connect(self, patience: Patience, deadline: float, stop: threading.Event) -> tuple[socket.socket, Address, str]:
-        address = self._free.popleft()
+        try:
+            address = self._free.popleft()
+        except IndexError:
+            raise DeviceLostError("every --rpc-server is in use by this process; name more, or wait") from None
         try:
             seconds = min(_ANSWER_SECONDS, max(deadline - time.monotonic(), 1.0))
             return greet(address, self._key, seconds, patience.session), address, str(address)

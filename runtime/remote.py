@@ -102,8 +102,9 @@ class RemoteSession:
 
     def close(self) -> None:
         """Leave the board to others; a second call does nothing."""
-        self._machine = self._tvm = None
         self._link.cut("was closed by this side")
+        # After the cut: freeing remote objects asks the board, which may not answer.
+        self._machine = self._tvm = None
 
     def __enter__(self) -> Self:
         return self

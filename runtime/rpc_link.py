@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import select
 import socket
 import struct
 import subprocess
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tvm.rpc import RPCSession
 
 _NAME_LIMIT = 1 << 10  # bytes of a server's name
+
+_ending: list[subprocess.Popen[bytes]] = []  # relays that were told to end, kept until they have
 
 
 class AddressError(IntcertError):
@@ -121,7 +124,8 @@ def greet(address: Address, key: str, seconds: float, session_seconds: float = 0
 class Link:
     """The way from TVM's client in this process to a board, through a relay in a process of its own.
 
-    A thread would not do: where TVM frees a remote object it waits for the board and holds Python's lock.
+    A thread would not do: where TVM frees a remote object it waits for the board and holds Python's lock. And a process
+    survives this one when it is killed, to take the answer that the board is about to send.
     """
 
     def __init__(self, board: socket.socket, address: Address, patience: float) -> None:
@@ -150,9 +154,9 @@ class Link:
         """Why the connection is lost, in words; None while it is not."""
         if self._reason is None:
             # It says why and then closes the sockets, so whoever saw them closed is a moment early at most.
-            with contextlib.suppress(subprocess.TimeoutExpired, ValueError):  # the latter where another thread cuts
-                self._relay.wait(1)
-                self._reason = self._relay.stdout.read().decode().strip() or "lost its relay process"
+            with contextlib.suppress(ValueError):  # another thread cuts
+                if select.select([self._relay.stdout], [], [], 1.0)[0]:
+                    self._reason = self._relay.stdout.read().decode() or "lost its relay process"
         return self._reason
 
     def session(self) -> RPCSession:
@@ -164,7 +168,7 @@ class Link:
     def cut(self, reason: str) -> None:
         """Drop the connection at once, from any thread: a call that waits on it fails. Does nothing a second time."""
         self._reason = self._reason or reason
-        self._relay.kill()
-        self._relay.wait()
         for pipe in (self._relay.stdin, self._relay.stdout):
             pipe.close()
+        # The relay may stay for an answer that it takes in vain, so nobody waits for its end.
+        _ending[:] = [relay for relay in (*_ending, self._relay) if relay.poll() is None]

@@ -77,42 +77,68 @@ def accept(listener: socket.socket, secret: bytes) -> socket.socket:
         client.close()
 
 
-def relay(client: socket.socket, board: socket.socket, parent: int, patience: float) -> str:
-    """Copy both ways until one side ends, and say why. Every packet of the client has one answer.
+class Relay:
+    """Two sockets, and what is under way between them. Every packet of the client has one answer."""
 
-    parent: file descriptor that can be read when the parent is gone.
-    """
-    answer, owed_since = Packets(), None
-    for sock in (client, board):
-        sock.settimeout(patience)
-        # Small packets go back and forth; waiting to fill them costs 40 ms each.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    while True:
-        rest = None if owed_since is None else max(owed_since + patience - time.monotonic(), 0)
-        ready, _, _ = select.select([client, board, parent], [], [], rest)
-        try:
-            if not ready:
-                raise TimeoutError
-            if board in ready:
-                data = board.recv(_CHUNK)
-                if not data:
-                    return "closed the connection"
-                owed_since = None if answer.feed(data) else time.monotonic()
-                client.sendall(data)
-            if client in ready:
-                data = client.recv(_CHUNK)
-                if not data:
-                    return "sent an answer that TVM does not understand"
-                board.sendall(data)
-                owed_since = time.monotonic()
-            if parent in ready:
-                return "was closed by this side"
-        except TimeoutError:
-            return f"has not answered for {patience:g} s"
-        except ValueError:
-            return "sent what is no RPC answer"
-        except OSError as error:
-            return f"closed the connection ({error.strerror})"
+    def __init__(self, client: socket.socket, board: socket.socket, patience: float) -> None:
+        """patience: seconds that an answer may take."""
+        self._client, self._board, self._patience = client, board, patience
+        self._question, self._answer = Packets(), Packets()
+        self._asked = True  # whether the client's last packet is complete
+        self._owed_since: float | None = None
+        for sock in (client, board):
+            sock.settimeout(patience)
+            # Small packets go back and forth; waiting to fill them costs 40 ms each.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def run(self, parent: int) -> str:
+        """Copy both ways until one side ends, and say why. parent: a descriptor that can be read when it is gone."""
+        while True:
+            sources = [self._client, self._board, parent]
+            try:
+                ready, _, _ = select.select(sources, [], [], self._rest())
+                if not ready:
+                    raise TimeoutError
+                if self._board in ready:
+                    self._client.sendall(self._from_board())
+                if self._client in ready:
+                    data = self._client.recv(_CHUNK)
+                    if not data:
+                        return "sent an answer that TVM does not understand"
+                    self._asked = self._question.feed(data)
+                    self._owed_since = time.monotonic()
+                    self._board.sendall(data)
+                if parent in ready:
+                    return "was closed by this side"
+            except OSError as error:
+                return self._failure(error)
+            except ValueError:
+                self._owed_since = None
+                return "sent what is no RPC answer"
+
+    def drain(self) -> None:
+        """Take the answer that is owed although nobody wants it: a server that cannot send one never serves again."""
+        with contextlib.suppress(OSError, ValueError):
+            while self._owed_since is not None and self._asked:
+                self._board.settimeout(max(self._rest(), 1e-3))
+                self._from_board()
+
+    def _rest(self) -> float | None:
+        """Seconds until the answer is overdue; None where none is owed."""
+        return None if self._owed_since is None else max(self._owed_since + self._patience - time.monotonic(), 0)
+
+    def _from_board(self) -> bytes:
+        data = self._board.recv(_CHUNK)
+        if not data:
+            raise ConnectionResetError
+        self._owed_since = None if self._answer.feed(data) else time.monotonic()
+        return data
+
+    def _failure(self, error: OSError) -> str:
+        if isinstance(error, TimeoutError):
+            self._owed_since = None
+            return f"has not answered for {self._patience:g} s"
+        return "closed the connection"
 
 
 def main() -> None:
@@ -121,10 +147,14 @@ def main() -> None:
     secret = sys.stdin.buffer.readline().strip()
     with listener:
         client = accept(listener, secret)
-    reason = relay(client, board, sys.stdin.fileno(), float(sys.argv[3]))
-    # Before the sockets close, so that whoever sees them closed can ask why; a parent that was killed cannot.
+    relay = Relay(client, board, float(sys.argv[3]))
+    reason = relay.run(sys.stdin.fileno())
+    # Before the client's socket closes, so that it can ask why; a parent that was killed cannot.
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stdout.fileno(), reason.encode())
+    os.close(sys.stdout.fileno())
+    client.close()
+    relay.drain()
 
 
 if __name__ == "__main__":

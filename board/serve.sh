@@ -1,7 +1,7 @@
 #!/bin/sh
 # TVM's RPC server on a board, started again after a session that crashed.
 #
-#   boards/serve.sh --host 127.0.0.1 --port 9090 --port-end 9091       arguments of tvm.exec.rpc_server
+#   board/serve.sh --host 127.0.0.1 --port 9090 --port-end 9091       arguments of tvm.exec.rpc_server
 #
 # The server's process survives such a crash but answers nobody any more, so a supervisor that waits for its end would
 # wait for ever; the crash shows in what it prints. PYTHON names the interpreter.

@@ -2,7 +2,7 @@
 # An aarch64 board without hardware: QEMU's user mode, a foreign Debian or Ubuntu tree, and the aarch64 wheels of TVM's
 # runtime. Needs qemu-user-static, apt and pip, and neither root nor chroot nor binfmt_misc.
 #
-#   boards/emulated.sh build/board           makes it once, in about half a minute
+#   board/emulated.sh build/board           makes it once, in about half a minute
 #   QEMU_CPU=cortex-a72 build/board/python   is its Python, on a processor that QEMU emulates: an instruction that it
 #                                            lacks (sdot on a Cortex-A72) ends the process with SIGILL
 #
@@ -38,7 +38,7 @@ for package in "$apt"/cache/archives/*.deb; do
     dpkg -x "$package" "$root"
 done
 
-"$repository/boards/runtime_package.sh" "$root/usr/lib/python3/dist-packages" "$version" aarch64 numpy
+"$repository/board/runtime_package.sh" "$root/usr/lib/python3/dist-packages" "$version" aarch64 numpy
 rm -rf "$apt"
 
 cat >"$folder/python" <<EOF

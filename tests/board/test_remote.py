@@ -164,6 +164,18 @@ def test_a_board_that_stops_answering_is_lost_within_the_timeout(slow_artifact: 
         assert time.monotonic() - begin < 20
 
 
+def test_a_client_that_leaves_in_the_middle_of_a_call_leaves_a_server_that_serves(slow_artifact: Path, server):
+    """A server that cannot send its answer never serves again, so somebody stays to take it."""
+    source = Servers([server.address])
+    for _ in range(3):
+        with open_board(read_artifact(slow_artifact), source, FAST) as session:
+            threading.Timer(0.7, session.interrupt).start()
+            with pytest.raises(DeviceLostError, match="was interrupted"):
+                session.counts(image(0), 0, 0, 1 << 26)
+    with open_board(read_artifact(slow_artifact), source, FAST) as session:
+        assert session.counts(image(0), 0, 0, 1).sum() == 1
+
+
 def test_an_illegal_instruction_is_named_as_such(artifact, service):
     """The library of this test crashes at its first sample, as one with unknown instructions would."""
     library = artifact.library

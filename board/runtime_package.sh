@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a board needs of TVM: its runtime half, without compiler, headers and sources, for any processor.
 #
-#   boards/runtime_package.sh FOLDER [PYTHON [ARCHITECTURE [PACKAGE...]]]      by default 3.11 and aarch64
+#   board/runtime_package.sh FOLDER [PYTHON [ARCHITECTURE [PACKAGE...]]]      by default 3.11 and aarch64
 #
 # FOLDER then goes into the board's site-packages, or is named by PYTHONPATH there; NumPy comes from the board's own
 # system, or as a PACKAGE. Wheels come from where this machine's pip takes them; PIP names the pip to ask.

@@ -31,10 +31,10 @@ def board_python(tmp_path_factory) -> str:
     """The emulated board's Python; made once and kept in build/."""
     for tool in ("qemu-aarch64-static", "apt-get", "flock"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed, which boards/emulated.sh needs")
+            pytest.skip(f"{tool} is not installed, which board/emulated.sh needs")
     if shutil.which("aarch64-linux-gnu-gcc") is None:
         pytest.importorskip("ziglang", reason="no linker for aarch64: pip install 'intcert[cross]'")
-    done = subprocess.run([ROOT / "boards" / "emulated.sh", BOARD], capture_output=True, text=True)
+    done = subprocess.run([ROOT / "board" / "emulated.sh", BOARD], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return str(BOARD / "python")
 

@@ -1,4 +1,4 @@
-"""boards/serve.sh, which keeps a board's server alive."""
+"""board/serve.sh, which keeps a board's server alive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from intcert.runtime.boards import Patience, Servers, open_board
 from intcert.runtime.errors import DeviceLostError
 from intcert.runtime.rpc_link import Address
 
-SCRIPT = Path(__file__).parents[2] / "boards" / "serve.sh"
+SCRIPT = Path(__file__).parents[2] / "board" / "serve.sh"
 
 
 def test_a_board_is_back_after_a_crash(artifact, free_port, tmp_path):
