@@ -24,6 +24,7 @@ done
     --only-binary :all: "${platforms[@]}" "${packages[@]}"
 
 cd "$folder"
-rm -f tvm/lib/libtvm_compiler.so tvm/lib/libtvm_runtime_cuda.so
+rm -f tvm/lib/libtvm_compiler.so
+[ -d nvidia ] || rm -f tvm/lib/libtvm_runtime_cuda.so # useless without the CUDA runtime
 rm -rf tvm/{3rdparty,cmake,include,lib64,src,web} tvm_ffi/{3rdparty,cython,include,src} bin share
 find . -name '*.pyi' -o -name '*.pyx' -o -name '*.pxi' | xargs -r rm

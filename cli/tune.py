@@ -57,9 +57,13 @@ def command(model: str, target: str, scheme: str, trials: int, timeout: float, d
     if not options.is_model(path):
         raise Failure(f"{model} is not a model; give a .pt2 or .graph file, or the word demo")
 
-    from intcert.targets import find
+    from intcert.targets import CudaTarget, find
 
     device = find(target)
+    if isinstance(device, CudaTarget):
+        raise Failure(
+            f"kernels for {target} have no schedules to choose from; tune for a processor, like --target host"
+        )
     database = database or Path(f"{device.name}.json")
     options.check_writable(database)
 

@@ -49,11 +49,13 @@ class GpuSession:
                 little free memory.
             MissingDependencyError: the CUDA runtime library is missing.
             ArtifactError: the library was built for another TVM, or does not load.
-            ValueError: chunk is not a positive multiple of 64.
+            ValueError: chunk is not a positive multiple of 64, or too great.
         """
         if chunk is not None and (chunk < 1 or chunk % ROW):
             raise ValueError(f"chunk = {chunk} is not a positive multiple of {ROW}")
         manifest = artifact.manifest
+        if chunk is not None and chunk * manifest.arena_bytes > _INDEX_LIMIT:
+            raise ValueError(f"chunk = {chunk} needs more than {_INDEX_LIMIT} bytes; kernels count in 32 bits")
         _load_runtime(artifact)
         import tvm
         from tvm.runtime.vm import VirtualMachine

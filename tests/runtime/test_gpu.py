@@ -94,8 +94,8 @@ def test_chunks_fill_the_cache_and_fit_the_memory(artifact: Artifact) -> None:
         assert f"{free >> 20} MiB are free" in str(caught.value)
 
 
-@pytest.mark.parametrize("chunk", [0, -64, 100])
-def test_a_chunk_is_a_multiple_of_a_row(artifact: Artifact, chunk: int) -> None:
+@pytest.mark.parametrize("chunk", [0, -64, 100, 2048])
+def test_a_chunk_is_a_multiple_of_a_row_that_kernels_can_count(artifact: Artifact, chunk: int) -> None:
     with pytest.raises(ValueError, match=f"chunk = {chunk}"):
         GpuSession(artifact, chunk)
 
