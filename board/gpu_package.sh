@@ -2,7 +2,7 @@
 # Everything that a machine with an NVIDIA GPU needs to run artifacts, in one folder: intcert, TVM's runtime half and the
 # CUDA runtime. That machine has a driver (580 or newer) and Python, and nothing else has to be installed.
 #
-#   boards/gpu_package.sh FOLDER [PYTHON [ARCHITECTURE]]      by default 3.11 and x86_64
+#   board/gpu_package.sh FOLDER [PYTHON [ARCHITECTURE]]      by default 3.11 and x86_64
 #
 # There: PYTHONPATH=FOLDER python3 -c 'from intcert.cli.main import main; main()' certify m.intcert ...
 set -euo pipefail
@@ -12,7 +12,7 @@ folder=$1 python=${2:-3.11} architecture=${3:-x86_64}
 repository=$(cd "$(dirname "$0")/.." && pwd)
 pip=${PIP:-$repository/.venv/bin/pip}
 
-"$repository/boards/runtime_package.sh" "$folder" "$python" "$architecture" \
+"$repository/board/runtime_package.sh" "$folder" "$python" "$architecture" \
     'nvidia-cuda-runtime>=13,<14' numpy scipy mpmath pillow click rich markdown-it-py mdurl pygments
 # Built from a copy, since setuptools leaves its own folders beside the sources.
 copy=$(mktemp -d)
