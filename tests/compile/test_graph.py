@@ -41,8 +41,8 @@ def q15(channels: int, terms: int = 0) -> RequantQ15:
     return RequantQ15(np.full(channels, 9000, np.int16), np.full(channels, 6, np.int8), np.full(terms, 2048, np.int16))
 
 
-def q15_sum(terms: int, multiplier: int) -> RequantQ15:
-    return RequantQ15(NO_TERMS, NO_SHIFTS, np.full(terms, multiplier, np.int16))
+def q15_sum(terms: int, multiplier: int, offset: int = 4) -> RequantQ15:
+    return RequantQ15(NO_TERMS, NO_SHIFTS, np.full(terms, multiplier, np.int16), offset)
 
 
 def q31(channels: int, multiplier: int = 2**25) -> RequantQ31:
@@ -155,6 +155,7 @@ BROKEN: list[tuple[str, list[Node], str]] = [
     ("term missing", [quantize(), conv(0, requant=q15(4, terms=1))], "1 scales for 0 terms"),
     ("term shape", [quantize(), conv(0, terms=(0,), requant=q15(4, terms=1))], "adds a term of shape (6, 6, 3)"),
     ("terms too large", [quantize(), Add((0,) * 200, q15_sum(200, 32767), SIGNED)], "over 4000"),
+    ("offset too large", [quantize(), Add((0,), q15_sum(1, 256, -32637), SIGNED)], "overflows the 16-bit sum"),
     ("nothing to add", [quantize(), Add((), q15_sum(0, 1), SIGNED)], "adds nothing"),
     ("pool outside", [quantize(), pool(0, side=7)], "not half-open bins within 6"),
     ("max pool padding", [quantize(), MaxPool2d(0, (2, 2), (2, 2), (2, 0, 0, 0), (1, 1))], "does not fit kernel"),

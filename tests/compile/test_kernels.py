@@ -19,6 +19,7 @@ from intcert.compile.kernels.dot import pack_weights
 from intcert.compile.layout import round_up
 from intcert.compile.library import compile_module
 from intcert.compile.lower import lower
+from intcert.compile.nodes import Add, Clamp, Flatten, InputQuantize, Linear, LogitScale, RequantQ15
 from intcert.compile.plan import Plan, make_plan
 from intcert.compile.reference import ReferenceSession, activations, run
 from intcert.runtime.noise import noise_law
@@ -58,6 +59,27 @@ def test_kernels_that_llvm_could_inline(target: Target) -> None:
     graph = random_integer_graph(1045, "q15")
     vm = machine(graph, make_plan(graph, noise_law("0.25"), target, 1), target)
     x = random_input(graph, 6, 1045)
+    np.testing.assert_array_equal(logits(vm, graph, x), run(graph, x))
+
+
+@pytest.mark.parametrize("target", RUNNABLE, ids=lambda t: t.name)
+@pytest.mark.parametrize("offset", [-32636, 32636])
+def test_sums_at_the_ends_of_16_bits(target: Target, offset: int) -> None:
+    """An offset that, with the farthest terms, just fits; one more is refused."""
+    none, signed = np.zeros(0, np.int16), Clamp("int8", -127, 127)
+    pixels = RequantQ15(np.full(2, 1000, np.int16), np.zeros(2, np.int8), none)
+    moved = RequantQ15(none, np.zeros(0, np.int8), np.array([256], np.int16), offset)
+    scale = LogitScale(np.full(3, 2**30, np.int32), np.full(3, 2**29, np.int64))
+    weight = np.arange(-96, 96, dtype=np.int8).reshape(3, 64)
+    nodes = (
+        InputQuantize(np.zeros(2, np.int32), pixels, signed),
+        Add((0,), moved, signed),
+        Flatten(1),
+        Linear(2, weight, np.zeros(3, np.int32), scale, None),
+    )
+    graph = IntegerGraph((4, 8, 2), "q15", nodes, ("a", "b", "c", "d"))
+    vm = machine(graph, make_plan(graph, noise_law("0.25"), target, 2), target)
+    x = random_input(graph, 7, 5)
     np.testing.assert_array_equal(logits(vm, graph, x), run(graph, x))
 
 
