@@ -32,6 +32,7 @@ from intcert.compile.reference import ReferenceSession
 from intcert.runtime import CertificateParameters, Session, certify, load_table, read_artifact
 from intcert.runtime.artifact import Artifact
 from intcert.runtime.benchmark import benchmark, machine_facts
+from intcert.runtime.errors import IntcertError
 from intcert.runtime.gpu import GpuSession
 
 if TYPE_CHECKING:
@@ -76,9 +77,16 @@ def main(
 ) -> None:
     """Build, check and time the GPU's kernels."""
     names = names or tuple(NETWORKS)
-    artifacts = {name: build(ModelFiles(name, folder), target, NETWORKS[name].checked) for name in names}
-    if build_only:
-        return
+    try:
+        artifacts = {name: build(ModelFiles(name, folder), target, NETWORKS[name].checked) for name in names}
+        if not build_only:
+            measure(artifacts, folder, n, rounds, output)
+    except IntcertError as error:
+        raise Failure(str(error), error.exit_code) from None
+
+
+def measure(artifacts: dict[str, Path], folder: Path, n: int, rounds: int, output: Path) -> None:
+    """Check every network's counts, time it, and write what was found."""
     result = {"machine": machine_facts(PACKAGES), "sigma": SIGMA, "n": n, "checked": {}, "networks": {}}
     rates: list[Rate] = []
     for name, path in artifacts.items():
