@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-import cuda
+import gpu
 import numpy as np
 import pytest
 from peer_models import ModelFiles
@@ -22,16 +22,16 @@ def files(tmp_path_factory) -> ModelFiles:
 
 @pytest.mark.skipif("avx2" not in cpu_flags(), reason="compiles for x86 with AVX2")
 def test_counts_are_checked_before_anything_is_timed(files: ModelFiles) -> None:
-    path = cuda.build(files, "x86", 70)
-    assert cuda.build(files, "x86", 70) == path
-    expected = dict(np.load(cuda.expected_path(path)))
+    path = gpu.build(files, "x86", 70)
+    assert gpu.build(files, "x86", 70) == path
+    expected = dict(np.load(gpu.expected_path(path)))
     with open_artifact(path, threads=1) as session:
-        cuda.check(session, expected)
+        gpu.check(session, expected)
         expected["rows"][1, 1] += 1
         with pytest.raises(Failure, match=r"sample 4294967226, row 1") as caught:
-            cuda.check(session, expected)
+            gpu.check(session, expected)
         assert caught.value.exit_code == 1
-        assert cuda.certification_seconds(session, expected["image"], 100) > 0
+        assert gpu.certification_seconds(session, expected["image"], 100) > 0
 
 
 def test_rates_of_torch(files: ModelFiles, tmp_path: Path) -> None:
@@ -40,11 +40,11 @@ def test_rates_of_torch(files: ModelFiles, tmp_path: Path) -> None:
     image = np.full((32, 32, 3), 90, np.uint8)
     network = files.network()
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-    work = cuda.sampling_loop(network, pixels, torch.channels_last, 4, 10)
+    work = gpu.sampling_loop(network, pixels, torch.channels_last, 4, 10)
     assert sum(work()) == 12
-    rate = cuda.rate("resnet20", "PyTorch float32", 4, 10, 2, work)
+    rate = gpu.rate("resnet20", "PyTorch float32", 4, 10, 2, work)
     assert len(rate.seconds) == 2
-    cuda.write(tmp_path / "cuda.json", {"rates": [rate.images_per_second]}, [rate])
+    gpu.write(tmp_path / "cuda.json", {"rates": [rate.images_per_second]}, [rate])
     with (tmp_path / "cuda.tsv").open() as file:
         (row,) = csv.DictReader(file, delimiter="\t")
     assert row["implementation"] == "PyTorch float32"

@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one call: build, check the counts, time intcert and PyTorch.
 
-    python bench/cuda.py --build-only --target cuda-sm80,cuda-sm90 --folder build/cuda     (a machine with nvcc)
-    python bench/cuda.py --folder build/cuda -o cuda.json                                  (a machine with a GPU)
+    python bench/gpu.py --build-only --target cuda-sm80,cuda-sm90 --folder build/cuda     (a machine with nvcc)
+    python bench/gpu.py --folder build/cuda -o cuda.json                                  (a machine with a GPU)
 
 The first writes artifacts of ResNet-20 and ResNet-50 with random weights, and the counts that the NumPy reference finds
 for a few samples; the second builds what is missing. Both sides draw their noise on the device, run the network and
