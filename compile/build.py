@@ -25,7 +25,7 @@ from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.artifact import GRAPH, LIBRARY, NOISE, Manifest, write_artifact
 from intcert.runtime.certificate import CertificateParameters, CertificateTable, certificate_table
 from intcert.runtime.decimals import MAX_LENGTH, canonical_decimal
-from intcert.runtime.errors import AuditError, MissingDependencyError, ModelError, SigmaError
+from intcert.runtime.errors import ArtifactError, AuditError, MissingDependencyError, ModelError, SigmaError
 from intcert.runtime.noise import PIXEL_STEPS, NoiseLaw, noise_law
 from intcert.runtime.smoothing import kernel_distance, sampler_distance, smoothing_width
 from intcert.targets import CudaTarget, Target, find
@@ -214,10 +214,10 @@ def _build(graph: IntegerGraph, plan: Plan, device: Target | CudaTarget, linker:
 
 
 def _audit(library: bytes, required: bool) -> dict[str, object] | None:
-    """What the manifest says of the machine code; None where no disassembler is installed and none is required."""
+    """What the manifest says of the machine code; None where no disassembler reads it and none is required to."""
     try:
         audit = audit_library(library)
-    except MissingDependencyError:
+    except (MissingDependencyError, ArtifactError):
         if required:
             raise
         return None

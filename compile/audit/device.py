@@ -80,7 +80,7 @@ def _images(data: bytes) -> Iterator[bytes]:
 
 
 def find_cuobjdump() -> str:
-    """The program on the path, in the CUDA toolkit, or from its Python package.
+    """The program on the path, in the CUDA toolkit, or from its Python package; with nvdisasm, which it calls.
 
     Raises MissingDependencyError.
     """
@@ -92,8 +92,9 @@ def find_cuobjdump() -> str:
         except PackageNotFoundError:
             packaged = []
         found = next((str(file.locate()) for file in packaged), None)
-    if found is None:
-        raise MissingDependencyError("the audit of CUDA code needs cuobjdump: pip install 'intcert[sass]'")
+    folders = os.pathsep.join([str(Path(found).parent), *os.get_exec_path()]) if found else ""
+    if found is None or shutil.which("nvdisasm", path=folders) is None:
+        raise MissingDependencyError("the audit of CUDA code needs cuobjdump and nvdisasm: pip install 'intcert[sass]'")
     return found
 
 

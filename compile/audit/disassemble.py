@@ -14,7 +14,7 @@ from pathlib import Path
 
 from intcert.compile.audit.elf import Binary, Section
 from intcert.compile.audit.instructions import Instruction
-from intcert.runtime.errors import MissingDependencyError
+from intcert.runtime.errors import ArtifactError, MissingDependencyError
 
 # LLVM's objdump decodes for ARM what it is told that the processor has.
 _LLVM_STYLE = {
@@ -77,14 +77,17 @@ def find_disassembler(machine: str) -> Disassembler:
 
 
 def run_tool(*command: str) -> str:
-    """Standard output of a program, in English.
+    """Standard output of a disassembler, in English.
 
-    Raises MissingDependencyError where it fails: a disassembler that cannot do the work is none.
+    Raises ArtifactError where it fails.
     """
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "LC_ALL": "C"})
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise MissingDependencyError(f"{command[0]} cannot disassemble this ({reason}); install a newer one")
+        raise ArtifactError(
+            f"{command[0]} cannot read this machine code ({reason}): rebuild it if it is damaged, else install a newer "
+            "disassembler"
+        )
     return done.stdout
 
 

@@ -59,7 +59,7 @@ def graph(request) -> IntegerGraph:
 
 def networks(graph: IntegerGraph, target: str, *chooses) -> list[Network]:
     device, law = targets.find(target), noise_law("0.25")
-    return [Network(graph, make_plan(graph, law, device, 3, choose), device) for choose in chooses]
+    return [Network(graph, make_plan(graph, law, device, 3, choose=choose), device) for choose in chooses]
 
 
 def images(graph: IntegerGraph) -> np.ndarray:
@@ -77,11 +77,11 @@ def test_plain_kernels_equal_ours(graph, target):
 
 
 def test_the_first_layer_that_differs_is_named(graph):
-    def wrong(node, *arguments):
+    def wrong(node, *arguments, **schedule):
         """A kernel with another bias."""
         if isinstance(node, Linear):
             node = Linear(node.input, node.weight, node.bias + 1000, node.requant, node.clamp, node.terms)
-        return kernel_for(node, *arguments)
+        return kernel_for(node, *arguments, **schedule)
 
     assert first_difference(networks(graph, RUNNABLE[0], kernel_for, wrong), images(graph)) == graph.names[-1]
 

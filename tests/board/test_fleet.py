@@ -68,12 +68,21 @@ def test_the_work_of_a_killed_board_is_done_on_another(artifact, two_boards):
     _, boards, source = two_boards
     notes: list[str] = []
     fleet = Fleet(artifact, source, patience=Patience(answer=5, board=2), notify=notes.append)
-    found = []
-    for item in fleet.map(count, range(40)):
-        found.append(item)
-        if len(found) == 5:
+    killed = threading.Event()
+    done_on_first: list[int] = []
+
+    def work(session, item: int) -> None:
+        """On the first board: one item, and its end in the second. On the other one: nothing before that."""
+        if not session.device.startswith(str(boards[0].address)):
+            killed.wait(60)
+        elif done_on_first:
             boards[0].kill()
-    assert sorted(item for item, _ in found) == list(range(40))
+            killed.set()
+        count(session, item)
+        done_on_first.append(item)
+
+    assert sorted(item for item, _ in fleet.map(work, range(10))) == list(range(10))
+    assert killed.is_set()
     assert any(str(boards[0].address) in note and "done again" in note for note in notes), notes
 
 
@@ -81,13 +90,16 @@ def test_a_restarted_board_goes_on_with_its_work(artifact, service):
     board = service("rpc_server")
     notes: list[str] = []
     fleet = Fleet(artifact, Servers([board.address]), patience=Patience(answer=5, board=60), notify=notes.append)
-    found = []
-    for item, _ in fleet.map(count, range(10)):
-        found.append(item)
-        if len(found) == 5:
+    killed = threading.Event()
+
+    def work(session, item: int) -> None:
+        if item == 5 and not killed.is_set():
+            killed.set()
             board.kill()
             threading.Timer(1.0, board.begin).start()
-    assert sorted(found) == list(range(10))
+        count(session, item)
+
+    assert sorted(item for item, _ in fleet.map(work, range(10))) == list(range(10))
     assert any("done again" in note for note in notes), notes
 
 

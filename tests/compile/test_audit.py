@@ -20,7 +20,7 @@ from intcert.compile.build import compile_artifact, load_model
 from intcert.compile.library import tvm_target
 from intcert.compile.linker import find_linker
 from intcert.runtime.artifact import read_artifact
-from intcert.runtime.errors import AuditError, MissingDependencyError
+from intcert.runtime.errors import ArtifactError, AuditError, MissingDependencyError
 from intcert.targets import TARGETS, Target, find
 
 DEMO = Path(__file__).resolve().parents[2] / "cli" / "demo" / "resnet20.pt2"
@@ -142,7 +142,7 @@ def test_a_versioned_name_and_a_broken_tool(tmp_path: Path, monkeypatch: pytest.
         tool.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "  LLVM version {version}.0.1" && exit 0\nexit 1\n')
         tool.chmod(0o755)
     assert find_disassembler("arm").name == "llvm-objdump 15.0.1"
-    with pytest.raises(MissingDependencyError, match="exit code 1"):
+    with pytest.raises(ArtifactError, match="exit code 1"):
         audit_library(content)
 
 

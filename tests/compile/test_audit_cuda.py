@@ -32,7 +32,7 @@ extern "C" __global__ void product(const signed char *a, const signed char *b, i
 """
 
 
-# A kernel body, and how a hit in it begins.
+# A kernel body, and how a hit in it begins; of several, one.
 CONTROLS = {
     "b[i] = a[i] * 3 + b[i];": "FFMA",
     "b[i] = a[i] + b[i];": "FADD",
@@ -43,7 +43,10 @@ CONTROLS = {
     "b[i] = fmaxf(a[i], b[i]);": "FMNMX",
     "((double *)b)[i] *= ((double *)b)[i + 32];": "DMUL",
     "((half2 *)b)[i] = __hfma2(((half2 *)b)[i], ((half2 *)a)[i], ((half2 *)a)[i + 32]);": "HFMA2",
-    "((half2 *)b)[i] = __hadd2(((half2 *)b)[i], ((half2 *)a)[i]);": "HADD2",
+    "((half2 *)b)[i] = __hadd2(((half2 *)b)[i], ((half2 *)a)[i]);": (
+        "HADD2",
+        "HFMA2",
+    ),  # a sum is a product with 1, at times
     "c[i] = c[i] / c[i + 32];": "I2F",  # the assembler divides integers in floats
 }
 

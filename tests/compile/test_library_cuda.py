@@ -10,7 +10,8 @@ import pytest
 from random_models import convolution_graph, random_integer_graph
 
 from intcert.compile import library_cuda
-from intcert.compile.audit import audit_library, device
+from intcert.compile.audit import audit_library
+from intcert.compile.audit.device import find_cuobjdump
 from intcert.compile.audit.result import Audit
 from intcert.compile.build import compile_artifact, load_model
 from intcert.compile.graph import IntegerGraph
@@ -30,7 +31,7 @@ ALL = ",".join(target.name for target in GPU_TARGETS)
 def _missing() -> str | None:
     try:
         library_cuda.nvcc()
-        device._cuobjdump()
+        find_cuobjdump()
     except MissingDependencyError as error:
         return str(error)
     return None
