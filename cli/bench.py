@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Calls that are timed.")
 @options.device_option
 @options.threads_option
+@options.board_options
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all measurements.")
 @click.option(
     "--estimate",
@@ -36,6 +37,7 @@ def command(
     rounds: int,
     device: str | None,
     threads: int | None,
+    boards: options.Boards | None,
     json_file: Path | None,
     core: str | None,
 ) -> None:
@@ -43,19 +45,21 @@ def command(
 
     Prints noisy images a second, the latency of a call, and for each layer the time on one thread (on a GPU: for a
     sample as part of a chunk) with the instruction that its kernel is built on. Other work on the machine shows in all
-    of it.
+    of it. With --rpc-tracker or --rpc-server one board is measured, layers by its own clock.
     """
     if json_file is not None:
         options.check_writable(json_file)
     if core is not None:
+        if boards is not None:
+            raise click.UsageError("--estimate measures nothing, so it takes no board")
         _estimate(artifact, core, json_file)
         return
 
+    from intcert.cli.networks import open_session
     from intcert.cli.output import console, progress_bar
-    from intcert.runtime import open_artifact
     from intcert.runtime.benchmark import benchmark
 
-    with open_artifact(artifact, threads, device or "auto") as session, progress_bar() as bar:
+    with open_session(artifact, threads, device, boards) as session, progress_bar() as bar:
         task = bar.add_task("measure", total=None, note="")
         found = benchmark(session, n, rounds, lambda done, total: bar.update(task, completed=done, total=total))
     if json_file is not None:

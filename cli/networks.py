@@ -13,6 +13,7 @@ from intcert.cli.failure import Failure
 
 if TYPE_CHECKING:
     from intcert.cli.options import Boards
+    from intcert.runtime.artifact import Artifact
     from intcert.runtime.certificate import CertificateParameters, CertificateTable
     from intcert.runtime.certify import Spread
     from intcert.runtime.fleet import Fleet
@@ -68,8 +69,6 @@ def open_network(
         raise Failure(f"{path} is a model; compile it first, and give the artifact: intcert compile {path}")
     if sigma is not None:
         raise Failure(f"--sigma is for rivals (.pt2); {path} has its own, chosen by `intcert compile`")
-    if boards is not None and device is not None:
-        raise Failure(f"--device {device} is for this machine; boards run what {path} was compiled for")
 
     from intcert.runtime import load_table, open_artifact
 
@@ -77,7 +76,7 @@ def open_network(
         return load_table(parameters, artifact.law, artifact.certificates.values())
 
     if boards is not None:
-        fleet = open_fleet(path, threads, boards)
+        fleet = open_fleet(path, threads, device, boards)
         artifact = fleet.artifact
         yield Network(fleet, artifact.manifest.class_names, table, fleet.map)
         return
@@ -86,20 +85,48 @@ def open_network(
         yield Network(session, artifact.manifest.class_names, table)
 
 
-def open_fleet(path: Path, threads: int | None, boards: Boards) -> Fleet:
+def open_session(path: Path, threads: int | None, device: str | None, boards: Boards | None) -> Session:
+    """An artifact on this machine, or on the first of the boards that can be had.
+
+    Raises:
+        Failure: threads or device are given, which are this machine's, with boards.
+        ArtifactError, WrongDeviceError: see ``open_artifact``.
+        DeviceLostError: there is no board.
+    """
+    from intcert.runtime import open_artifact
+    from intcert.runtime.boards import open_board
+
+    if boards is None:
+        return open_artifact(path, threads, device or "auto")
+    if boards.count not in (None, 1):
+        raise Failure(f"--boards {boards.count} cannot be measured at once; one board is")
+    artifact = _board_artifact(path, threads, device)
+    return open_board(artifact, boards.source, boards.patience, notify=options.note)
+
+
+def open_fleet(path: Path, threads: int | None, device: str | None, boards: Boards) -> Fleet:
     """The boards of the command line, ready to run an artifact.
 
     Raises:
-        Failure: threads are given, which are this machine's.
+        Failure: threads or device are given, which are this machine's.
         ArtifactError: see ``read_artifact``.
         DeviceLostError: the tracker does not answer.
     """
-    from intcert.runtime import read_artifact
     from intcert.runtime.fleet import Fleet
 
+    artifact = _board_artifact(path, threads, device)
+    return Fleet(artifact, boards.source, boards.count, boards.patience, options.note)
+
+
+def _board_artifact(path: Path, threads: int | None, device: str | None) -> Artifact:
+    """An artifact to send to boards. Raises as ``open_fleet``."""
+    from intcert.runtime import read_artifact
+
+    if device is not None:
+        raise Failure(f"--device {device} is for this machine; boards run what {path} was compiled for")
     if threads is not None:
         raise Failure("--threads is for this machine; a board works with one core for each server that it runs")
     artifact = read_artifact(path)
     if artifact.manifest.is_gpu:
         raise Failure(f"{path} is for {artifact.manifest.target}; GPUs are used on this machine, not on boards")
-    return Fleet(artifact, boards.source, boards.count, boards.patience, options.note)
+    return artifact

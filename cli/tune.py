@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 
     from intcert.compile.database import LayerEntry
     from intcert.compile.tune import Progress, Report
+    from intcert.compile.tune.board import BoardDevice
 
 
 @click.command("tune")
 @click.argument("model")
-@click.option("--target", default="host", show_default=True, help="What to tune for; this machine must run it.")
+@click.option(
+    "--target",
+    default="host",
+    show_default=True,
+    help="What to tune for; this machine must run it, or the board of --rpc-server or --rpc-tracker.",
+)
 @click.option(
     "--scheme",
     type=click.Choice(["auto", "q15", "q31"]),
@@ -46,7 +52,16 @@ if TYPE_CHECKING:
 @click.option(
     "--db", "database", type=click.Path(path_type=Path), help="Database to write.  [default: TARGET.json, here]"
 )
-def command(model: str, target: str, scheme: str, trials: int, timeout: float, database: Path | None) -> None:
+@options.board_options
+def command(
+    model: str,
+    target: str,
+    scheme: str,
+    trials: int,
+    timeout: float,
+    database: Path | None,
+    boards: options.Boards | None,
+) -> None:
     """Measure schedules for the kernels of a model, and keep the best.
 
     MODEL is a quantized program (.pt2), an integer graph (.graph), or the word demo. `intcert compile --db FILE` uses
@@ -64,6 +79,8 @@ def command(model: str, target: str, scheme: str, trials: int, timeout: float, d
         raise Failure(
             f"kernels for {target} have no schedules to choose from; tune for a processor, like --target host"
         )
+    if boards is not None and boards.count not in (None, 1):
+        raise Failure(f"--boards {boards.count} would be compared with each other; tune on one")
     database = database or Path(f"{device.name}.json")
     options.check_writable(database)
 
@@ -73,11 +90,23 @@ def command(model: str, target: str, scheme: str, trials: int, timeout: float, d
     name = model if model == options.DEMO else path.stem
     try:
         graph = load_model(path, scheme).graph
-        with _progress() as watch:
-            report = tune(graph, device, database, name=name, trials=trials, timeout=timeout, watch=watch)
+        with _progress() as watch, _board(boards) as board:
+            report = tune(graph, device, database, name=name, trials=trials, timeout=timeout, device=board, watch=watch)
     except KeyboardInterrupt:
         raise Interrupted(f"finished measurements are in {database}.trials; give the same command to go on") from None
     _show(report, database)
+
+
+@contextmanager
+def _board(boards: options.Boards | None) -> Iterator[BoardDevice | None]:
+    """What times candidates; None for this machine."""
+    if boards is None:
+        yield None
+        return
+    from intcert.compile.tune.board import BoardDevice
+
+    with BoardDevice(boards.source, boards.patience, options.note) as board:
+        yield board
 
 
 @contextmanager

@@ -54,9 +54,10 @@ class LayerTime:
 class Benchmark:
     """What was measured; times are seconds of wall clock.
 
-    n: samples a ``counts`` call; counts: seconds of each call; network_images: images a ``logits`` call, which is the
-    network without noise and decision; network: seconds of each such call; layers: empty where the session cannot time
-    them; peak_memory: of this process in bytes, None where the system does not tell.
+    n: samples a ``counts`` call; counts: seconds of each call, on a board with the way there and back; network_images:
+    images a ``logits`` call, which is the network without noise and decision; network: seconds of each such call;
+    layers: empty where the session cannot time them; peak_memory: of this process, which on a board does little, in
+    bytes, None where the system does not tell.
     """
 
     target: str

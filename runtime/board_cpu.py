@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 CPU_FILE = "/sys/devices/system/cpu/modalias"
+MODEL_FILE = "/sys/firmware/devicetree/base/model"  # on boards; servers describe themselves in other ways
 
 _MODALIAS = re.compile(rb"cpu:type:([a-z0-9_]+),?[^:]*:feature:([,0-9A-F]*)")
 _MACHINES = {62: "x86", 183: "aarch64"}  # e_machine of ELF, and the kernel's name in modalias
@@ -32,6 +33,16 @@ _X86 = {
 # kernels from 64 on.
 _AARCH64 = {"asimd": (1,), "asimddp": (20,), "i8mm": (32 + 13, 64 + 13)}
 _NUMBERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {"x86": _X86, "aarch64": _AARCH64}
+
+
+def describe(model: bytes, modalias: bytes) -> str:
+    """A board's kind in words, like "Raspberry Pi 4 Model B Rev 1.4"; empty where neither file tells.
+
+    model, modalias: contents of ``MODEL_FILE`` and ``CPU_FILE``, empty or padded with zeros.
+    """
+    name = model.rstrip(b"\0").decode(errors="replace").strip()
+    found = _MODALIAS.match(modalias)
+    return name or (modalias[: found.start(2)].decode(errors="replace").removesuffix(":feature:") if found else "")
 
 
 def missing_flags(needed: tuple[str, ...], library: bytes, modalias: bytes) -> list[str]:

@@ -11,13 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from intcert.runtime.artifact import Artifact
 from intcert.runtime.errors import DeviceLostError
 from intcert.runtime.remote import BoardCrashedError, RemoteSession
 from intcert.runtime.rpc_link import Address, Link, connect_socket, greet
 from intcert.runtime.rpc_relay import receive
+
+Used = TypeVar("Used")
 
 _ANSWER_SECONDS = 10.0  # for a handshake, or an answer of the tracker
 _PAUSE_SECONDS = 0.5  # between attempts
@@ -185,14 +187,36 @@ def open_board(
     stop: threading.Event | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> BoardSession:
-    """A session on the first board that can be had, tried until ``patience.board`` has passed.
-
-    stop: ends the attempts early; notify: told once why there is none yet.
+    """A session on the first board that can be had. See ``first_board``.
 
     Raises:
         WrongDeviceError, ArtifactError: the board cannot run this artifact.
         BoardCrashedError: the board died at the first sample.
         DeviceLostError: there is no board.
+    """
+
+    def use(link: Link, name: str, address: Address) -> BoardSession:
+        return BoardSession(artifact, link, name, source, address, patience.session)
+
+    return first_board(source, patience, use, stop=stop, notify=notify)
+
+
+def first_board(
+    source: BoardSource,
+    patience: Patience,
+    use: Callable[[Link, str, Address], Used],
+    *,
+    stop: threading.Event | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Used:
+    """What ``use`` makes of the first board that can be had, tried until ``patience.board`` has passed.
+
+    use: given the link, which it owns from then on, the name and the address, which it gives back to the source when
+    it no longer needs the board; stop: ends the attempts early; notify: told once why there is none yet.
+
+    Raises:
+        DeviceLostError: there is no board.
+        Exception: what ``use`` raises, but for losses other than a BoardCrashedError, after which another is tried.
     """
     import tvm.rpc  # noqa: F401  before the clock starts: it may take seconds
 
@@ -203,8 +227,7 @@ def open_board(
         try:
             sock, address, name = source.connect(patience, deadline, stop)
             try:
-                link = Link(sock, address, patience.answer)
-                return BoardSession(artifact, link, name, source, address, patience.session)
+                return use(Link(sock, address, patience.answer), name, address)
             except BaseException:
                 source.release(address)
                 raise
@@ -240,7 +263,7 @@ class BoardSession(RemoteSession):
 
     def interrupt(self) -> None:
         """Make a call that waits for the board fail, from any thread."""
-        self._link.cut("was interrupted")
+        self._board.interrupt()
 
     def close(self) -> None:
         super().close()

@@ -14,7 +14,7 @@ import numpy as np
 from intcert.runtime.artifact import Artifact
 from intcert.runtime.errors import DeviceLostError, MissingDependencyError, WrongDeviceError
 from intcert.runtime.keys import signed_key
-from intcert.runtime.session import ROW, check_range, load_library, require_array
+from intcert.runtime.session import ROW, check_range, load_library, require_array, require_layers
 
 #: Kernels count elements of a tensor in 32 bits.
 _INDEX_LIMIT = 2**31 - 1
@@ -126,7 +126,7 @@ class GpuSession:
         """
         size = self.artifact.manifest.arena_bytes
         require_array(arena, np.uint8, (size,))
-        self._require_layers(begin, end)
+        require_layers(self.artifact.manifest, begin, end)
         with self._lock, _lost():
             single = self._empty((1, size), "uint8")
             single.copyfrom(np.ascontiguousarray(arena[None]))
@@ -139,7 +139,7 @@ class GpuSession:
             ValueError: there are no such kernels.
             DeviceLostError: the GPU failed.
         """
-        self._require_layers(begin, end)
+        require_layers(self.artifact.manifest, begin, end)
         import tvm
 
         with self._lock, _lost():
@@ -158,11 +158,6 @@ class GpuSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _require_layers(self, begin: int, end: int) -> None:
-        known = len(self.artifact.manifest.layers)
-        if not 0 <= begin <= end <= known:
-            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {known} of this network")
 
     def _result(self, rows: int) -> Any:
         """An array for so many rows of results; the last one is kept, since calls mostly repeat their size."""

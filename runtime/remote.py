@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from intcert.runtime.artifact import LIBRARY, Artifact
-from intcert.runtime.board_cpu import CPU_FILE, missing_flags
+from intcert.runtime.artifact import Artifact
+from intcert.runtime.board_cpu import missing_flags
 from intcert.runtime.errors import ArtifactError, DeviceLostError, WrongDeviceError
 from intcert.runtime.keys import signed_key
+from intcert.runtime.rpc_board import Board, last_line
 from intcert.runtime.rpc_link import Link
-from intcert.runtime.session import ROW, check_range, require_array
+from intcert.runtime.session import ROW, check_range, require_array, require_layers
 
 _CALL_SECONDS = 2.0  # of one call of ``counts``: far below any patience, far above the time of a packet
 
@@ -45,8 +44,8 @@ class RemoteSession:
         self.input_shape, self.classes = manifest.input_shape, manifest.classes
         self.sigma, self.graph_hash, self.noise_hash = manifest.sigma, manifest.graph_hash, manifest.noise_hash
         self.target, self.device = manifest.target, name
-        self._link = link
         self._rows_a_call = 1
+        self._board = Board(link, name)
         try:
             self._load()
             self._draw_one()
@@ -94,17 +93,24 @@ class RemoteSession:
 
     def layers(self, arena: np.ndarray, begin: int, end: int) -> np.ndarray:
         """As ``LocalSession.layers``. Raises ValueError or DeviceLostError."""
-        manifest = self.artifact.manifest
-        require_array(arena, np.uint8, (manifest.arena_bytes,))
-        if not 0 <= begin <= end <= len(manifest.layers):
-            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {len(manifest.layers)} of this network")
+        require_array(arena, np.uint8, (self.artifact.manifest.arena_bytes,))
+        require_layers(self.artifact.manifest, begin, end)
         return self._run("layers", begin, end, arena)
+
+    def layer_seconds(self, begin: int, end: int, rounds: int) -> list[float]:
+        """As ``LocalSession.layer_seconds``, by the board's own clock. Raises ValueError or DeviceLostError."""
+        require_layers(self.artifact.manifest, begin, end)
+        with self._board.answers():
+            self._store("layers", begin, end, np.zeros(self.artifact.manifest.arena_bytes, np.uint8))
+            timer = self._machine.time_evaluator(
+                "invoke_stateful", self._board.cpu, number=1, repeat=rounds, min_repeat_ms=1
+            )
+            return list(timer("layers").results)
 
     def close(self) -> None:
         """Leave the board to others; a second call does nothing."""
-        self._link.cut("was closed by this side")
-        # After the cut: freeing remote objects asks the board, which may not answer.
-        self._machine = self._tvm = None
+        self._board.close()
+        self._machine = None
 
     def __enter__(self) -> Self:
         return self
@@ -118,29 +124,19 @@ class RemoteSession:
         from tvm.error import RPCError
         from tvm.runtime.vm import VirtualMachine
 
-        # dlopen knows a library by its path and never reads one path twice, so each content has a name of its own.
-        name = f"{self.artifact.manifest.members[LIBRARY]}.so"
-        with self._answers():
-            self._tvm = self._link.session()
-            self._check_processor()
+        self._check_processor()
+        with self._board.answers():
             try:
-                self._tvm.upload(bytearray(self.artifact.library), name)
-                self._machine: Any = VirtualMachine(self._tvm.load_module(name), self._tvm.cpu()).module
+                self._machine: Any = VirtualMachine(self._board.load(self.artifact.library), self._board.cpu).module
             except RPCError as error:
                 version = self.artifact.manifest.tvm_version
                 raise ArtifactError(
-                    f"{self.artifact.path} does not load on board {self.device} ({_last_line(error)}); compile the "
+                    f"{self.artifact.path} does not load on board {self.device} ({last_line(error)}); compile the "
                     f"model with the board's --target, and install apache-tvm {version} there"
                 ) from None
 
     def _check_processor(self) -> None:
-        from tvm.error import RPCError
-
-        try:
-            modalias = bytes(self._tvm.download(CPU_FILE))
-        except RPCError:
-            return  # a kernel without that file: the first sample will tell
-        missing = missing_flags(self.artifact.manifest.cpu_flags, self.artifact.library, modalias)
+        missing = missing_flags(self.artifact.manifest.cpu_flags, self.artifact.library, self._board.processor())
         if missing:
             raise WrongDeviceError(
                 f"{self.artifact.path} is for {self.target} and needs {', '.join(missing)}, which board {self.device} "
@@ -159,35 +155,15 @@ class RemoteSession:
 
     def _run(self, function: str, *arguments: Any) -> np.ndarray:
         """Call an entry point of the library and wait for its result."""
-        import tvm
-
-        if self._tvm is None:
-            raise ValueError("the session is closed")
-        with self._answers():
-            device = self._tvm.cpu()
-            sent = [tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in arguments]
-            # Over RPC a function cannot return a tensor that it was given, as ours do; a stored call can.
-            self._machine["set_input"](function, *sent)
+        with self._board.answers():
+            self._store(function, *arguments)
             self._machine["invoke_stateful"](function)
             return self._machine["get_output"](function).numpy()
 
-    @contextmanager
-    def _answers(self) -> Iterator[None]:
-        """Tell a lost board from one that refuses, and both from defects of ours."""
-        from tvm.error import InternalError, RPCError
+    def _store(self, function: str, *arguments: Any) -> None:
+        """Give an entry point its arguments.
 
-        try:
-            yield
-        except RPCError as error:
-            reason = _last_line(error)
-            if "RPCSessionTimeoutError" in reason:
-                raise DeviceLostError(f"board {self.device} ended the session, whose time was over") from None
-            raise WrongDeviceError(f"board {self.device}: {reason}") from None
-        except (InternalError, RuntimeError):
-            if self._link.broken is None:
-                raise
-            raise DeviceLostError(f"board {self.device} {self._link.broken}") from None
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+        Over RPC a function cannot return a tensor that it was given, as ours do; a stored call can.
+        """
+        sent = [self._board.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        self._machine["set_input"](function, *sent)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from intcert.runtime.artifact import LIBRARY, Artifact, read_artifact
+from intcert.runtime.artifact import LIBRARY, Artifact, Manifest, read_artifact
 from intcert.runtime.errors import ArtifactError, WrongDeviceError
 from intcert.runtime.keys import KEY_LIMIT, signed_key
 
@@ -133,7 +133,7 @@ class LocalSession:
         """
         manifest = self.artifact.manifest
         require_array(arena, np.uint8, (manifest.arena_bytes,))
-        self._require_layers(begin, end)
+        require_layers(self.artifact.manifest, begin, end)
         result = np.empty_like(arena)
 
         def run(machine: "_Machine", *_: int) -> None:
@@ -151,7 +151,7 @@ class LocalSession:
             ValueError: there are no such kernels.
         """
         manifest = self.artifact.manifest
-        self._require_layers(begin, end)
+        require_layers(self.artifact.manifest, begin, end)
         seconds: list[float] = []
 
         def run(machine: "_Machine", *_: int) -> None:
@@ -172,11 +172,6 @@ class LocalSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _require_layers(self, begin: int, end: int) -> None:
-        known = len(self.artifact.manifest.layers)
-        if not 0 <= begin <= end <= known:
-            raise ValueError(f"kernels {begin} .. {end - 1} are not among the {known} of this network")
 
     def _share(self, items: int, work: Callable[["_Machine", int, int], None]) -> None:
         """Give every machine an equal range of the items; the calling thread waits for all of them."""
@@ -292,6 +287,13 @@ def check_range(key: int, first: int, n: int) -> None:
         raise ValueError(f"cannot draw n = {n} samples from number {first}")
     if not 0 <= key < KEY_LIMIT:
         raise ValueError(f"key {key} is outside 0 .. 2^64 - 1")
+
+
+def require_layers(manifest: Manifest, begin: int, end: int) -> None:
+    """Raise ValueError unless the network has kernels ``begin`` .. ``end - 1``."""
+    known = len(manifest.layers)
+    if not 0 <= begin <= end <= known:
+        raise ValueError(f"kernels {begin} .. {end - 1} are not among the {known} of this network")
 
 
 def require_array(x: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

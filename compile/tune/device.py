@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -159,27 +160,29 @@ def _run(library: bytes, memory: np.ndarray) -> np.ndarray:
 
 
 def _measure(programs: list[Program], rounds: int) -> np.ndarray:
-    """Interleaved: every round times all programs, in the other direction than the round before. CPU seconds of this
-    thread, so that other work on the machine matters less."""
+    """``Device.measure`` here, in CPU seconds of this thread, so that other work on the machine matters less."""
     import tvm
 
-    runs = [(_load(program.library), tvm.runtime.tensor(program.memory)) for program in programs]
-
-    def seconds(number: int, repeats: int) -> float:
-        function, memory = runs[number]
+    def timer(function: Any, memory: Any, repeats: int) -> float:
         begin = time.thread_time()
         function(memory, repeats)
         return time.thread_time() - begin
 
+    return rounds_of([partial(timer, _load(p.library), tvm.runtime.tensor(p.memory)) for p in programs], rounds)
+
+
+def rounds_of(timers: Sequence[Callable[[int], float]], rounds: int) -> np.ndarray:
+    """Seconds of one run, float[timers, rounds], interleaved: each round takes all timers, in the other direction than
+    the round before. A timer gives the seconds of so many runs."""
     repeats = []
-    for number in range(len(runs)):
-        count, elapsed = 1, seconds(number, 1)
+    for seconds in timers:
+        count, elapsed = 1, seconds(1)
         while elapsed < RUN_SECONDS:
             count *= 2
-            elapsed = seconds(number, count)
+            elapsed = seconds(count)
         repeats.append(count)
-    times = np.empty((len(runs), rounds))
+    times = np.empty((len(timers), rounds))
     for turn in range(rounds):
-        for number in list(range(len(runs)))[:: -1 if turn % 2 else 1]:
-            times[number, turn] = seconds(number, repeats[number]) / repeats[number]
+        for number in list(range(len(timers)))[:: -1 if turn % 2 else 1]:
+            times[number, turn] = timers[number](repeats[number]) / repeats[number]
     return times

@@ -87,7 +87,7 @@ def tune(
     machine.
 
     Raises DatabaseError (the file is of another processor, target or version), WrongDeviceError (this machine does not
-    run the target), MissingDependencyError (xgboost).
+    run the target), MissingDependencyError (xgboost), DeviceLostError (there is no board any more).
     """
     if device is None and target not in runnable():
         raise WrongDeviceError(

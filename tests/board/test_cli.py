@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from intcert.cli.main import main
+from intcert.runtime.artifact import read_artifact
 from intcert.runtime.ledger import equal_ledgers, read_ledger
 
 
@@ -48,6 +50,46 @@ def test_a_board_certifies_what_this_machine_does(certify, server):
     assert equal_ledgers(read_ledger(here), read_ledger(there))
     assert {row.device for row in read_ledger(there)} == {str(server.address)}
     assert "certified at radius 0.25    6 of 7" in result.stdout
+
+
+def test_a_board_is_measured(colour_artifact, server, tmp_path):
+    path = tmp_path / "bench.json"
+    words = ("bench", colour_artifact, "--n", 100, "--rounds", 2, "--rpc-server", server.address, "--json", path)
+    result = intcert(*words)
+    assert result.exit_code == 0, result.output
+    assert f"on {server.address}" in result.stdout
+    found = json.loads(path.read_text())
+    assert found["device"] == str(server.address)
+    layers = read_artifact(colour_artifact).manifest.layers
+    assert [layer["name"] for layer in found["layers"]] == [layer["name"] for layer in layers]
+    assert sum(layer["seconds"] for layer in found["layers"]) > 0
+
+
+def test_a_board_tunes(colour_model, server, tmp_path):
+    pytest.importorskip("xgboost")
+    path = tmp_path / "db.json"
+    words = ("tune", colour_model, "--target", "x86", "--trials", 1, "--rpc-server", server.address, "--db", path)
+    result = intcert(*words)
+    assert result.exit_code == 0, result.output
+    assert "0 candidates" in result.stdout
+    assert json.loads(path.read_text())["layers"]
+
+
+@pytest.mark.parametrize(
+    ("words", "saying"),
+    [
+        (("bench", "--boards", 2), "one board is"),
+        (("bench", "--device", "cpu"), "for this machine"),
+        (("bench", "--estimate", "cortex-a55"), "takes no board"),
+        (("tune", "--boards", 2), "tune on one"),
+    ],
+)
+def test_what_a_board_cannot_be_measured_with(words, saying, colour_model, colour_artifact, server, tmp_path):
+    command, *others = words
+    source = colour_artifact if command == "bench" else colour_model
+    result = intcert(command, source, "--rpc-server", server.address, *others)
+    assert result.exit_code in (2, 4)
+    assert saying in result.stderr
 
 
 def test_a_tracker_by_option_and_by_environment(certify, service, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crashing import crash_on_call
 
 from intcert.runtime.artifact import Artifact, read_artifact
 from intcert.runtime.board_cpu import missing_flags
@@ -186,31 +187,6 @@ def test_an_illegal_instruction_is_named_as_such(artifact, service):
     with pytest.raises(BoardCrashedError, match=r"at the first sample; if its processor lacks .*--target"):
         open_board(dataclasses.replace(artifact, members=members), Servers([board.address]), FAST)
     assert time.monotonic() - begin < 20
-
-
-def crash_on_call(library: bytes, name: str) -> bytes:
-    """The library with an undefined instruction (ud2) at the beginning of every function whose name holds ``name``."""
-    import struct
-
-    (table,) = struct.unpack_from("<Q", library, 40)
-    size, count = struct.unpack_from("<HH", library, 58)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", library, table + size * index) for index in range(count)]
-    changed = bytearray(library)
-    found = 0
-    for kind, _, _, _, offset, length, link, *_ in (section[1:2] + section[:1] + section[2:] for section in sections):
-        if kind != 11:  # SHT_DYNSYM
-            continue
-        names = sections[link][4]
-        for entry in range(offset, offset + length, 24):
-            text, info, _, index, value, _ = struct.unpack_from("<IBBHQQ", library, entry)
-            symbol = library[names + text : library.index(b"\0", names + text)].decode()
-            if info & 15 == 2 and index and name in symbol:  # STT_FUNC, defined
-                home = sections[index]
-                at = value - home[3] + home[4]
-                changed[at : at + 2] = b"\x0f\x0b"
-                found += 1
-    assert found
-    return bytes(changed)
 
 
 def test_a_session_that_lasts_too_long(artifact, server):
