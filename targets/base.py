@@ -17,6 +17,7 @@ class DotUnit:
     steps: reduction steps that one load of activations serves, where the instruction picks its operand by lane.
     pairs: weights of a register lie in pairs, first those of all lanes, then the second ones.
     full_range: the unit for layers with a weight of -128, where this one, which sums pairs in 16 bits, would overflow.
+    once: the unit for layers that use every weight once an image, whose time goes to reading them from memory.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DotUnit:
     steps: int = 1
     pairs: bool = False
     full_range: DotUnit | None = None
+    once: DotUnit | None = None
 
     @property
     def channels(self) -> int:

@@ -115,7 +115,8 @@ def _tiles(unit: DotUnit, width: int, registers: int, grouped: bool) -> list[Til
 
 def _unit(target: Target, geometry: ConvGeometry, weight: np.ndarray, groups: int) -> DotUnit:
     """A group's channels are a window, which starts where a product of the dot unit does."""
-    return dot_unit(target, weight, geometry.result.width if groups == 1 else 1)
+    unit = dot_unit(target, weight, geometry.result.width if groups == 1 else 1)
+    return unit.once if unit.once and geometry.result.height * geometry.result.width == 1 else unit
 
 
 def conv2d_schedules(

@@ -29,7 +29,9 @@ class DepthwiseTile(Schedule):
 
 def depthwise_tiles(width: int, default: int) -> tuple[DepthwiseTile, ...]:
     """Tiles for rows of ``width`` pixels, the default first."""
-    columns = (min(default, width), *(count for count in COLUMN_CHOICES if count <= width))
+    # A last tile that sticks out is moved back inside and does work twice; each tile costs about a column more.
+    best = min(range(1, min(default, width) + 1), key=lambda count: -(-width // count) * (count + 1))
+    columns = (best, *(count for count in COLUMN_CHOICES if count <= width))
     return tuple(DepthwiseTile(count) for count in dict.fromkeys(columns))
 
 

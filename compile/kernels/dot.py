@@ -27,7 +27,8 @@ def _vpdpbusd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
 
 def _vpmaddwd(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
     """s16 x s16, two products a lane (AVX2); 8-bit operands cannot overflow its 32-bit sums."""
-    return accumulator + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", activation, weight)
+    wide = weight.astype("int16x16")
+    return accumulator + tirx.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", activation, wide)
 
 
 def _sdot(accumulator: Expr, activation: Expr, weight: Expr) -> Expr:
