@@ -103,11 +103,10 @@ def command(
         raise Failure(f"{output} exists; give another --output for the folder of sources")
     options.check_writable(output)
     if emit != ARTIFACT:
-        for option, given in (("--dump", dump), ("--integer-only", integer_only)):
-            if given:
-                raise Failure(f"{option} belongs to an artifact; leave it out, or leave --emit {emit} out")
-        tables = {"n": n, "alpha": alpha, "radius": radius}
-        _emit_c(path, output, emit, target=target, sigma=sigma, scheme=scheme, database=database, **tables)
+        if dump:
+            raise Failure(f"--dump belongs to an artifact; leave it out, or leave --emit {emit} out")
+        build = {"target": target, "sigma": sigma, "scheme": scheme, "n": n, "alpha": alpha, "radius": radius}
+        _emit_c(path, output, emit, database=database, integer_only=integer_only, **build)
         return
 
     from intcert.cli.output import audit_line, both_scales, byte_size, console, facts
@@ -147,7 +146,7 @@ def command(
 
 def _emit_c(path: Path, output: Path, emit: str, **build: Any) -> None:
     """Write the program or its sources, and print what they are. build: further arguments of ``build_harness``."""
-    from intcert.cli.output import both_scales, byte_size, console, facts
+    from intcert.cli.output import audit_line, both_scales, byte_size, console, facts
     from intcert.compile.c_harness import build_harness
 
     with console(stderr=True).status(f"compiling {path.stem}"):
@@ -163,6 +162,7 @@ def _emit_c(path: Path, output: Path, emit: str, **build: Any) -> None:
                 ("input", f"{' x '.join(map(str, graph.input_shape))}, {graph.classes} classes"),
                 ("sigma", both_scales(harness.sources.law.sigma)),
                 ("table", _table_facts(table) if table else "none; the program counts, give --n to certify with it"),
+                ("audit", audit_line(harness.audit)),
                 ("graph", graph.digest),
                 ("noise", harness.sources.law.digest),
             ]

@@ -183,7 +183,7 @@ def compile_artifact(
         arena_bytes=plan.arena_bytes,
         layers=tuple(_layers(graph, plan)),
         certificates=tuple(sorted(tables)),
-        audit=_audit(library, integer_only),
+        audit=audit_summary(library, integer_only),
     )
     members = {LIBRARY: library, GRAPH: graph.to_bytes(), NOISE: law.to_bytes()}
     members |= {f"certificate/{name}.bin": table for name, table in tables.items()}
@@ -213,8 +213,11 @@ def _build(graph: IntegerGraph, plan: Plan, device: Target | CudaTarget, linker:
     return _Built(module, link(executable, linker), lambda: assembly(executable))
 
 
-def _audit(library: bytes, required: bool) -> dict[str, object] | None:
-    """What the manifest says of the machine code; None where no disassembler reads it and none is required to."""
+def audit_summary(library: bytes, required: bool) -> dict[str, object] | None:
+    """What the manifest says of the machine code; None where no disassembler reads it and none is required to.
+
+    Raises AuditError for a finding, and what ``audit_library`` raises, where it is required.
+    """
     try:
         audit = audit_library(library)
     except (MissingDependencyError, ArtifactError):

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intcert.compile.build import Model, Sources, prepare
+from intcert.compile.build import Model, Sources, audit_summary, prepare
 from intcert.compile.database import SHIPPED, open_database
 from intcert.compile.library import compile_object
-from intcert.compile.linker import is_native
+from intcert.compile.linker import find_linker, is_native
 from intcert.compile.lower import lower_for_c
 from intcert.compile.plan import Plan, make_plan
 from intcert.runtime.certificate import CertificateTable, OneClassTable, SequentialTable
@@ -39,12 +39,16 @@ _C_FILES = ("intcert.h", "intcert.c", "sha256.c", "cpu.c", "main.c", "data.S", "
 
 @dataclass(frozen=True)
 class Harness:
-    """What was built: the program, or the folder of its sources. chunk: samples at once, in so many bytes of memory."""
+    """What was built: the program, or the folder of its sources.
+
+    chunk: samples at once, in so many bytes of memory; audit: of model.o, as in an artifact's manifest.
+    """
 
     path: Path
     sources: Sources
     chunk: int
     arena_bytes: int
+    audit: dict[str, object] | None
 
 
 def build_harness(
@@ -60,6 +64,7 @@ def build_harness(
     alpha: str | None = None,
     radius: str | None = None,
     database: str | os.PathLike[str] = SHIPPED,
+    integer_only: bool = False,
 ) -> Harness:
     """Compile a model to a statically linked program, or to a folder with everything that it is made of.
 
@@ -84,6 +89,7 @@ def build_harness(
             finished = Path(folder, "sources")
             finished.mkdir()
             write_sources(finished, prepared, plan)
+            audit = _audit(finished / "model.o", prepared.target, integer_only)
             if not sources:
                 finished = link_program(finished, compiler, prepared.target)
             elif os.path.lexists(output):
@@ -91,7 +97,7 @@ def build_harness(
             os.replace(finished, output)
     except OSError as error:
         raise ArtifactError(f"{output} cannot be written ({error.strerror}); give another output name") from error
-    return Harness(output, prepared, plan.batch, plan.arena_bytes)
+    return Harness(output, prepared, plan.batch, plan.arena_bytes, audit)
 
 
 def c_compiler(target: Target) -> tuple[str, ...]:
@@ -119,6 +125,20 @@ def write_sources(folder: Path, sources: Sources, plan: Plan) -> None:
     (folder / "model.o").write_bytes(compile_object(lower_for_c(graph, plan), sources.target))
     (folder / "constants.bin").write_bytes(plan.blob.tobytes())
     (folder / "table.bin").write_bytes(_table(sources.table).astype("<i4").tobytes())
+
+
+def _audit(kernels: Path, target: Target, required: bool) -> dict[str, object] | None:
+    """``audit_summary`` of an object file: what a linker makes of it can be read from its first byte to its last."""
+    try:
+        linker = find_linker(target)
+    except MissingDependencyError:
+        if required:
+            raise
+        return None
+    with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
+        library = Path(folder, "model.so")
+        linker(str(library), [str(kernels)])
+        return audit_summary(library.read_bytes(), required)
 
 
 def _table(table: CertificateTable | None) -> np.ndarray:

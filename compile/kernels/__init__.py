@@ -50,11 +50,15 @@ DEPTHWISE = Family(depthwise, depthwise_schedules)
 DEPTHWISE_DOT = Family(depthwise_dot, depthwise_dot_schedules)
 
 
-def _family(node: Conv2d | Linear, source: Layout, result: Layout, target: Target) -> Family:
+def _family(node: Conv2d | Linear, source: Layout, result: Layout, batch: int, target: Target) -> Family:
     groups = getattr(node, "groups", 1)
     if groups > 1 and groups == source.channels == result.channels:
         return DEPTHWISE_DOT if fits_depthwise_dot(node, target) else DEPTHWISE
-    return AMX if target.tile and groups == 1 else DOT
+    if target.tile is None or groups > 1:
+        return DOT
+    # One row of a tile, or a single tile, is less work for the dot unit.
+    is_small = batch == 1 or result.channels <= target.tile.columns
+    return DOT if result.height * result.width == 1 and is_small else AMX
 
 
 def schedules_for(node: Node, inputs: list[Layout], result: Layout, batch: int, target: Target) -> tuple[Schedule, ...]:
@@ -62,7 +66,7 @@ def schedules_for(node: Node, inputs: list[Layout], result: Layout, batch: int, 
     choice."""
     if not isinstance(node, Conv2d | Linear):
         return ()
-    return _family(node, inputs[0], result, target).schedules(node, inputs[0], result, batch, target)
+    return _family(node, inputs[0], result, batch, target).schedules(node, inputs[0], result, batch, target)
 
 
 def kernel_for(
@@ -80,7 +84,7 @@ def kernel_for(
         case InputQuantize():
             return input_quantize(node, result, batch, scheme, target)
         case Conv2d() | Linear():
-            family = _family(node, inputs[0], result, target)
+            family = _family(node, inputs[0], result, batch, target)
             return family.kernel(node, inputs[0], inputs[1:], result, batch, target, schedule)
         case Add():
             return add(node, inputs, result, batch, target)

@@ -17,14 +17,17 @@ from test_golden import DOCUMENT, IMAGES, load_graph
 from test_networks import program as program_of
 
 from intcert import targets
+from intcert.compile.audit import x86
+from intcert.compile.audit.disassemble import find_disassembler
 from intcert.compile.build import compile_artifact
 from intcert.compile.c_harness import build_harness, c_string
 from intcert.compile.frontend import import_program
 from intcert.compile.graph import IntegerGraph
+from intcert.compile.linker import find_linker
 from intcert.runtime import certify, open_artifact
 from intcert.runtime.certificate import CertificateParameters, certificate_table
 from intcert.runtime.datasets import open_dataset
-from intcert.runtime.errors import ArtifactError, MissingDependencyError
+from intcert.runtime.errors import ArtifactError, AuditError, MissingDependencyError
 from intcert.runtime.keys import format_key, image_key
 from intcert.runtime.ledger import HEADER, LedgerRow, image_sha
 from intcert.runtime.smoothing import radius_string
@@ -314,6 +317,26 @@ def test_the_library_in_a_program_of_ones_own(folder: Path, tmp_path: Path) -> N
 def test_the_object_needs_nothing_of_tvm(folder: Path) -> None:
     names = subprocess.run(["nm", "--undefined-only", folder / "model.o"], capture_output=True, text=True, check=True)
     assert set(names.stdout.split()) - {"U"} <= {"memcpy", "memset"}
+
+
+@pytest.mark.parametrize("name", ["x86", "x86-amx", "arm-a7", "arm-a76"])
+def test_its_kernels_are_audited(name: str, colour_model: Path, tmp_path: Path) -> None:
+    try:
+        find_linker(targets.find(name))
+        find_disassembler({"x86": "x86-64", "arm-a7": "arm"}.get(name.replace("-amx", ""), "aarch64"))
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    audit = build_harness(colour_model, tmp_path / "c", sources=True, target=name, integer_only=True).audit
+    assert audit["clean"] is True
+    assert audit["codes"][0]["instructions"] > 1000
+
+
+def test_a_finding_in_its_kernels(colour_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a list that lacks what every build needs."""
+    monkeypatch.delitem(x86._KINDS, "vpmaddwd")
+    with pytest.raises(AuditError, match="not integer-only"):
+        build_harness(colour_model, tmp_path / "c", sources=True, target="x86", integer_only=True)
+    assert build_harness(colour_model, tmp_path / "c", sources=True, target="x86").audit["clean"] is False
 
 
 def test_the_same_build_gives_the_same_bytes(folder: Path, colour_model: Path, tmp_path: Path) -> None:
