@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from intcert.targets.base import DotUnit, Target, TileUnit
 
+# Half of the sixteen registers hold sums: each product needs one of its own before it is added.
 # Weights are widened ahead of time, or in a register where that costs less than reading twice as many bytes.
-_NARROW = DotUnit("vpmaddwd", lanes=8, depth=2, activation="int16", weight="int8", accumulators=12)
-VPMADDWD = DotUnit("vpmaddwd", lanes=8, depth=2, activation="int16", weight="int16", accumulators=12, once=_NARROW)
+_NARROW = DotUnit("vpmaddwd", lanes=8, depth=2, activation="int16", weight="int8", accumulators=8)
+VPMADDWD = DotUnit("vpmaddwd", lanes=8, depth=2, activation="int16", weight="int16", accumulators=8, once=_NARROW)
 VPDPBUSD = DotUnit("vpdpbusd", lanes=16, depth=4, activation="uint8", weight="int8", accumulators=15)
 # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 AMX_INT8 = TileUnit("amx-int8", rows=16, columns=16, depth=64, registers=8, permission=(158, 0x1023, 18))
