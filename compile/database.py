@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -17,6 +16,7 @@ from pathlib import Path
 from intcert.compile.kernels import Schedule
 from intcert.compile.layer import Layer
 from intcert.runtime.errors import DatabaseError
+from intcert.runtime.files import write_whole
 from intcert.targets import TARGETS, Target
 
 FORMAT = 1
@@ -115,21 +115,10 @@ class Database:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file at once or not at all. Raises DatabaseError."""
-        path, temporary = Path(path), None
         try:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-                temporary = Path(file.name)
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
-            os.replace(temporary, path)
-        except BaseException as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise DatabaseError(f"{path} cannot be written ({error.strerror}); give another --db") from None
-            raise
+            write_whole(Path(path), self.to_json().encode())
+        except OSError as error:
+            raise DatabaseError(f"{path} cannot be written ({error.strerror}); give another --db") from None
 
 
 def _entry(kind: type[LayerEntry | NetworkEntry], content: dict[str, object]) -> LayerEntry | NetworkEntry:

@@ -9,9 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from intcert.runtime.errors import ArtifactError
+from intcert.runtime.files import write_whole
 from intcert.runtime.noise import NoiseLaw
 
 FORMAT_VERSION = 1
@@ -231,21 +230,10 @@ def write_artifact(path: str | Path, manifest: Manifest, members: Mapping[str, b
             entry.create_system = 3  # Unix, wherever it is written
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ArtifactError(f"{path} cannot be written ({error.strerror}); give another output name") from error
-        raise
+        write_whole(path, buffer.getbuffer())
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written ({error.strerror}); give another output name") from error
     return manifest
 
 

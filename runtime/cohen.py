@@ -2,12 +2,12 @@
 2019; github.com/locuslab/smoothing): six tab-separated columns after a header line.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from intcert.runtime.errors import LedgerError
+from intcert.runtime.files import write_whole
 from intcert.runtime.ledger import COLUMNS
 
 COHEN_COLUMNS = COLUMNS[:6]
@@ -56,12 +56,9 @@ def write_cohen(path: str | Path, rows: Iterable[CohenRow]) -> None:
     """
     path = Path(path)
     lines = ["\t".join(COHEN_COLUMNS), *("\t".join(map(str, astuple(row))) for row in rows)]
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
-        os.replace(temporary, path)
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise LedgerError(f"{path} cannot be written ({error.strerror})") from error
 
 

@@ -20,8 +20,9 @@ from typing import Self
 import numpy as np
 
 from intcert.runtime.errors import LedgerError
+from intcert.runtime.files import sync_folder
 from intcert.runtime.keys import format_key, image_key, new_run_key, parse_key
-from intcert.runtime.run_settings import RunSettings, read_settings, settings_path, sync_folder, write_settings
+from intcert.runtime.run_settings import RunSettings, read_settings, settings_path, write_settings
 from intcert.runtime.smoothing import ABSTAIN, radius_string
 
 # Cohen et al.'s six columns come first: their tools find them by name and ignore the rest.

@@ -5,13 +5,13 @@ not reveal, so the file is for its owner's eyes only.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from intcert.runtime.errors import LedgerError
+from intcert.runtime.files import sync_folder, write_whole
 from intcert.runtime.keys import format_key, parse_key
 
 FORMAT_VERSION = 1
@@ -78,26 +78,6 @@ def read_settings(path: str | Path) -> tuple[RunSettings, int]:
 def write_settings(path: Path, settings: RunSettings, run_key: int) -> None:
     """On the disk at once or not at all: the run key must outlive whatever its first row outlives."""
     content = {"format": FORMAT_VERSION, "run_key": format_key(run_key), **asdict(settings)}
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        # The key is secret until the run is over, so nobody else may read it.
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    # The key is secret until the run is over, so nobody else may read it.
+    write_whole(path, f"{json.dumps(content, indent=1)}\n".encode(), 0o600)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make names of new files durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,9 @@
 """Certificate tables come from the artifact, from a cache on disk, or are made now, which can take seconds."""
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from intcert.runtime.certificate import CertificateParameters, CertificateTable, certificate_table
 from intcert.runtime.errors import ArtifactError
+from intcert.runtime.files import write_whole
 from intcert.runtime.noise import NoiseLaw
 
 
@@ -64,13 +65,6 @@ def _read(path: Path) -> CertificateTable | None:
 
 def _keep(path: Path, data: bytes) -> None:
     """Put a file into the cache at once or not at all; a cache that cannot be written is no error."""
-    temporary = None
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from intcert.runtime.errors import ModelError
+from intcert.runtime.files import write_whole
 
 METADATA_FILE = "intcert.json"  # the extra file inside the .pt2: recipe, sigma, class names
 
@@ -36,12 +36,7 @@ def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, An
         node.meta.pop("from_node", None)
     archive = io.BytesIO()
     torch.export.save(program, archive, extra_files={METADATA_FILE: json.dumps(metadata, indent=1)})
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(archive.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, archive.getbuffer())
 
 
 def load_program(path: Path) -> tuple[ExportedProgram, dict[str, Any]]:

@@ -472,10 +472,13 @@ def refusal_of_new(path: Path) -> str:
     return str(caught.value)
 
 
-def test_settings_that_cannot_be_written_leave_nothing(tmp_path):
-    (tmp_path / ".run.json.part").mkdir()
-    assert "cannot be written" in refusal_of_new(tmp_path / "run.tsv")
-    assert os.listdir(tmp_path) == [".run.json.part"]
+def test_settings_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    def fail(_: object, path: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    assert "cannot be written (No space left on device)" in refusal_of_new(tmp_path / "run.tsv")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch):
