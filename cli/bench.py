@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Calls that are timed.")
 @options.device_option
 @options.threads_option
-@options.board_options
+@options.one_board_options
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all measurements.")
 @click.option(
     "--estimate",

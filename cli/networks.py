@@ -98,8 +98,6 @@ def open_session(path: Path, threads: int | None, device: str | None, boards: Bo
 
     if boards is None:
         return open_artifact(path, threads, device or "auto")
-    if boards.count not in (None, 1):
-        raise Failure(f"--boards {boards.count} cannot be measured at once; one board is")
     artifact = _board_artifact(path, threads, device)
     return open_board(artifact, boards.source, boards.patience, notify=options.note)
 

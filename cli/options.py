@@ -70,53 +70,63 @@ class Boards:
 
 def board_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options about boards, given to the command as ``boards``, a ``Boards``, or None to work on this machine."""
-    declared = (
-        click.option(
-            "--rpc-tracker",
-            metavar="HOST:PORT",
-            help="Work on boards that a TVM RPC tracker lends; by default TVM_TRACKER_HOST and TVM_TRACKER_PORT where "
-            "--rpc-key is given. The protocol has no authentication: trusted networks only.",
-        ),
-        click.option("--rpc-key", metavar="KEY", help="Which boards of the tracker, or the key of the --rpc-server."),
-        click.option(
-            "--rpc-server",
-            metavar="HOST:PORT",
-            multiple=True,
-            help="Work on the board whose TVM RPC server listens there; may be repeated. Trusted networks only.",
-        ),
-        click.option(
-            "--boards", metavar="N", type=click.IntRange(min=1), help="Boards to use at once.  [default: all free]"
-        ),
-        click.option(
-            "--rpc-timeout",
-            metavar="SECONDS",
-            type=click.FloatRange(min=0.1),
-            help="A board that owes an answer for so long is lost.  [default: 60]",
-        ),
-        click.option(
-            "--rpc-wait",
-            metavar="SECONDS",
-            type=click.FloatRange(min=0),
-            help="How long to wait for a board to be free or to come back.  [default: 30]",
-        ),
-        click.option(
-            "--rpc-session",
-            metavar="SECONDS",
-            type=click.FloatRange(min=1),
-            help="A session's whole length, after which the server ends it; a new one follows.  [default: no limit]",
-        ),
+    count = click.option(
+        "--boards", metavar="N", type=click.IntRange(min=1), help="Boards to use at once.  [default: all free]"
     )
+    return _with_boards(command, (*_BOARD_OPTIONS[:3], count, *_BOARD_OPTIONS[3:]))
 
+
+def one_board_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``board_options`` of a command that works on one board."""
+    return _with_boards(command, _BOARD_OPTIONS)
+
+
+_BOARD_OPTIONS = (
+    click.option(
+        "--rpc-tracker",
+        metavar="HOST:PORT",
+        help="Work on boards that a TVM RPC tracker lends; by default TVM_TRACKER_HOST and TVM_TRACKER_PORT where "
+        "--rpc-key is given. The protocol has no authentication: trusted networks only.",
+    ),
+    click.option("--rpc-key", metavar="KEY", help="Which boards of the tracker, or the key of the --rpc-server."),
+    click.option(
+        "--rpc-server",
+        metavar="HOST:PORT",
+        multiple=True,
+        help="Work on the board whose TVM RPC server listens there; may be repeated. Trusted networks only.",
+    ),
+    click.option(
+        "--rpc-timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0.1),
+        help="A board that owes an answer for so long is lost.  [default: 60]",
+    ),
+    click.option(
+        "--rpc-wait",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        help="How long to wait for a board to be free or to come back.  [default: 30]",
+    ),
+    click.option(
+        "--rpc-session",
+        metavar="SECONDS",
+        type=click.FloatRange(min=1),
+        help="A session's whole length, after which the server ends it; a new one follows.  [default: no limit]",
+    ),
+)
+
+
+def _with_boards(command: Callable[..., Any], declared: Sequence[Decorator]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_boards(
         *args: Any,
         rpc_tracker: str | None,
         rpc_key: str | None,
         rpc_server: tuple[str, ...],
-        boards: int | None,
         rpc_timeout: float | None,
         rpc_wait: float | None,
         rpc_session: float | None,
+        boards: int | None = None,
         **others: Any,
     ) -> Any:
         from intcert.runtime.boards import Patience

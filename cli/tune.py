@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 @click.option(
     "--db", "database", type=click.Path(path_type=Path), help="Database to write.  [default: TARGET.json, here]"
 )
-@options.board_options
+@options.one_board_options
 def command(
     model: str,
     target: str,
@@ -79,8 +79,6 @@ def command(
         raise Failure(
             f"kernels for {target} have no schedules to choose from; tune for a processor, like --target host"
         )
-    if boards is not None and boards.count not in (None, 1):
-        raise Failure(f"--boards {boards.count} would be compared with each other; tune on one")
     database = database or Path(f"{device.name}.json")
     options.check_writable(database)
 

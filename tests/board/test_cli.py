@@ -78,16 +78,14 @@ def test_a_board_tunes(colour_model, server, tmp_path):
 @pytest.mark.parametrize(
     ("words", "saying"),
     [
-        (("bench", "--boards", 2), "one board is"),
         (("bench", "--device", "cpu"), "for this machine"),
         (("bench", "--estimate", "cortex-a55"), "takes no board"),
-        (("tune", "--boards", 2), "tune on one"),
+        (("bench", "--threads", 2), "works with one core"),
     ],
 )
-def test_what_a_board_cannot_be_measured_with(words, saying, colour_model, colour_artifact, server, tmp_path):
+def test_what_a_board_cannot_be_measured_with(words, saying, colour_artifact, server):
     command, *others = words
-    source = colour_artifact if command == "bench" else colour_model
-    result = intcert(command, source, "--rpc-server", server.address, *others)
+    result = intcert(command, colour_artifact, "--rpc-server", server.address, *others)
     assert result.exit_code in (2, 4)
     assert saying in result.stderr
 
