@@ -20,13 +20,18 @@ from tvm import relax, tirx
 from tvm.runtime import _ffi_api
 from tvm.tirx import compilation_pipeline
 
+from intcert.compile.cuda_toolkit import find_program
 from intcert.compile.library import relax_pipeline
 from intcert.compile.linker import Linker
 from intcert.runtime.errors import MissingDependencyError, ModelError
 from intcert.targets import CudaTarget
 
 PIPELINE = "intcert-cuda"
-NVCC_HINT = "install the CUDA toolkit (13 or newer), or give its compiler: CUDACXX=/path/to/nvcc"
+NVCC_HINT = (
+    "pip install 'intcert[nvcc]', or install the CUDA toolkit (13 or newer), or give its compiler: "
+    "CUDACXX=/path/to/nvcc"
+)
+_PACKAGE = "nvidia-cuda-nvcc"
 
 
 def device_target(target: CudaTarget) -> tvm.target.Target:
@@ -97,12 +102,12 @@ def compile_fatbin(source: str, target: CudaTarget) -> bytes:
 
 
 def nvcc() -> str:
-    """Path of the CUDA compiler.
+    """Path of the CUDA compiler: what ``CUDACXX`` names, or as ``find_program`` has it.
 
     Raises MissingDependencyError.
     """
     given = os.environ.get("CUDACXX")
-    found = shutil.which(given or "nvcc") or (None if given else shutil.which("/usr/local/cuda/bin/nvcc"))
+    found = shutil.which(given) if given else find_program("nvcc", _PACKAGE)
     if found is None:
         raise MissingDependencyError(f"compiling for a GPU needs {given or 'nvcc'}, which is not here; {NVCC_HINT}")
     return found

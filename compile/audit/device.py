@@ -9,13 +9,13 @@ import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from intcert.compile.audit import sass
 from intcert.compile.audit.disassemble import run_tool
 from intcert.compile.audit.instructions import Instruction
 from intcert.compile.audit.result import CodeAudit, Finding, FunctionAudit
+from intcert.compile.cuda_toolkit import find_program
 from intcert.runtime.errors import MissingDependencyError
 
 _FATBIN = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes after it
@@ -84,14 +84,7 @@ def find_cuobjdump() -> str:
 
     Raises MissingDependencyError.
     """
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(Path(home) / "bin"))
-    if found is None:
-        try:
-            packaged = [file for file in files(_PACKAGE) or () if file.name == "cuobjdump"]
-        except PackageNotFoundError:
-            packaged = []
-        found = next((str(file.locate()) for file in packaged), None)
+    found = find_program("cuobjdump", _PACKAGE)
     folders = os.pathsep.join([str(Path(found).parent), *os.get_exec_path()]) if found else ""
     if found is None or shutil.which("nvdisasm", path=folders) is None:
         raise MissingDependencyError("the audit of CUDA code needs cuobjdump and nvdisasm: pip install 'intcert[sass]'")

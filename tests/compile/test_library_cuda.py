@@ -14,6 +14,7 @@ from intcert.compile.audit import audit_library
 from intcert.compile.audit.device import find_cuobjdump
 from intcert.compile.audit.result import Audit
 from intcert.compile.build import compile_artifact, load_model
+from intcert.compile.cuda_toolkit import find_program
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.library_cuda import compile_cuda, cuda_source, device_target
 from intcert.compile.lower_cuda import lower_cuda
@@ -153,6 +154,17 @@ def test_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         compile_artifact(random_integer_graph(3, "q15"), path, target="cuda-sm80", sigma="0.25")
     assert "\n" not in str(caught.value)
     assert not path.exists()
+
+
+def test_the_toolkit_is_found_in_its_folder_and_in_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    (tmp_path / "bin").mkdir()
+    assert find_program("RECORD", "no-such-package-is-installed") is None
+    assert Path(find_program("RECORD", "apache-tvm-ffi")).is_file()
+    program = tmp_path / "bin" / "RECORD"
+    program.touch(0o755)
+    assert find_program("RECORD", "apache-tvm-ffi") == str(program)
 
 
 def test_an_nvcc_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
