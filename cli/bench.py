@@ -103,10 +103,11 @@ def _summary(found: Benchmark) -> str:
     from intcert.cli.output import byte_size, facts
 
     latency = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in found.latency().items())
-    memory = "unknown" if found.peak_memory is None else byte_size(found.peak_memory)
+    memory = "unknown" if found.peak_memory is None else f"{byte_size(found.peak_memory)}, of this process"
+    threads = "" if found.threads is None else f", threads: {found.threads}"
     return facts(
         [
-            ("target", f"{found.target} on {found.device}, threads: {found.threads}, sigma {found.sigma}"),
+            ("target", f"{found.target} on {found.device}{threads}, sigma {found.sigma}"),
             ("counts", f"{found.images_per_second:,.0f} images/s with noise and decision"),
             ("noise", f"{found.draws_per_second:,.0f} samples/s, {found.dimension:,} an image"),
             ("network", f"{found.network_images_per_second:,.0f} images/s without them"),
