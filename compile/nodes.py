@@ -66,7 +66,7 @@ class RequantQ15:
         require(bool(((self.multiplier > 0) & (self.multiplier <= top)).all()), f"q15 multiplier outside 1..{top}")
         require(bool((self.term_multipliers > 0).all()), "q15 term multiplier outside 1..32767")
         require(bool(((self.shift >= 0) & (self.shift <= 30)).all()), "q15 shift outside 0..30")
-        require(abs(self.offset) <= 2**15, f"q15 offset {self.offset} does not fit 16 bits")
+        require(abs(self.offset) <= 2**15, f"q15 offset {self.offset} does not fit 16 bits; use scheme q31")
 
     @property
     def channels(self) -> int:
@@ -81,13 +81,19 @@ class RequantQ15:
         """Prove that no 16-bit sum overflows for stored terms within these ranges."""
         reach = sum(int(m) * max(-lo, hi) for m, (lo, hi) in zip(self.term_multipliers, terms, strict=True))
         limit = (767 if self.channels else 4000) << 11
-        require(reach <= limit, f"q15 residual terms reach {reach / 2048:.0f} output steps, over {limit >> 11}")
+        require(
+            reach <= limit,
+            f"q15 residual terms reach {reach / 2048:.0f} output steps, over {limit >> 11}; use scheme q31",
+        )
         require(
             self.channels == 0 or self.offset == 4,
             "q15 constants belong into the bias where there is an accumulator",
         )
         # Kernels whose last shift rounds add offset - 4.
-        require(reach / 256 + abs(self.offset) <= 32763, f"q15 offset {self.offset} overflows the 16-bit sum")
+        require(
+            reach / 256 + abs(self.offset) <= 32763,
+            f"q15 offset {self.offset} overflows the 16-bit sum; use scheme q31",
+        )
 
 
 @dataclass(frozen=True, eq=False)
