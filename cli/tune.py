@@ -1,4 +1,4 @@
-"""``intcert tune``: the schedules of a model's kernels, measured on this machine."""
+"""``intcert tune``: the schedules of a model's kernels, measured where they are to run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--target",
     default="host",
     show_default=True,
-    help="What to tune for; this machine must run it, or the board of --rpc-server or --rpc-tracker.",
+    help="What to tune for; this machine or its GPU must run it, or the board of --rpc-server or --rpc-tracker.",
 )
 @click.option(
     "--scheme",
@@ -75,9 +75,9 @@ def command(
     from intcert.targets import CudaTarget, find
 
     device = find(target)
-    if isinstance(device, CudaTarget):
+    if isinstance(device, CudaTarget) and boards is not None:
         raise Failure(
-            f"kernels for {target} have no schedules to choose from; tune for a processor, like --target host"
+            f"{target} is tuned on this machine's GPU, not on boards; leave --rpc-server and --rpc-tracker out"
         )
     database = database or Path(f"{device.name}.json")
     options.check_writable(database)
@@ -135,7 +135,9 @@ def _show(report: Report, database: Path) -> None:
     before = sum(count * entry.default_us for _, count, entry in report.layers)
     after = sum(count * entry.best_us for _, count, entry in report.layers)
     network = report.network
-    chunk = f"{network.chunk}; the network took {network.default_us} us by default, {network.best_us} us so"
+    chunk = "the session chooses them by the GPU's cache and memory"
+    if network is not None:
+        chunk = f"{network.chunk}; the network took {network.default_us} us by default, {network.best_us} us so"
     click.echo(
         facts(
             [

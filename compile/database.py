@@ -17,7 +17,7 @@ from intcert.compile.kernels import Schedule
 from intcert.compile.layer import Layer
 from intcert.runtime.errors import DatabaseError
 from intcert.runtime.files import write_whole
-from intcert.targets import TARGETS, Target
+from intcert.targets import TARGETS, CudaTarget, Target
 
 FORMAT = 1
 SHIPPED, NONE = "shipped", "none"
@@ -128,7 +128,7 @@ def _entry(kind: type[LayerEntry | NetworkEntry], content: dict[str, object]) ->
     return kind(**content)
 
 
-def read_database(path: str | os.PathLike[str], target: Target) -> Database:
+def read_database(path: str | os.PathLike[str], target: Target | CudaTarget) -> Database:
     """Read a database for a target. Raises DatabaseError: missing, damaged, of another format, for another target."""
     path = Path(path)
     try:
@@ -146,13 +146,13 @@ def read_database(path: str | os.PathLike[str], target: Target) -> Database:
     return database
 
 
-def shipped_database(target: Target) -> Database | None:
+def shipped_database(target: Target | CudaTarget) -> Database | None:
     """The database that comes with intcert for a target, if there is one; none for a target that was altered."""
     file = resources.files("intcert.compile").joinpath("databases", f"{target.name}.json")
     return Database.from_json(file.read_text()) if target in TARGETS and file.is_file() else None
 
 
-def open_database(name: str | os.PathLike[str], target: Target) -> Database | None:
+def open_database(name: str | os.PathLike[str], target: Target | CudaTarget) -> Database | None:
     """The database that a user names: a file, or the words ``shipped`` or ``none``. Raises DatabaseError."""
     if name == NONE:
         return None

@@ -12,12 +12,15 @@ from intcert.compile.kernels.dot import dot_unit
 from intcert.compile.layout import Layout
 from intcert.compile.nodes import Conv2d, Linear, LogitScale, Node, operands
 from intcert.runtime import packing
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One node of a graph on a target, ``batch`` images at once. inputs: layouts of its operands."""
+    """One node of a graph on a target, ``batch`` images at once. inputs: layouts of its operands.
+
+    On a GPU neither kernel nor schedules depend on the images at once: they follow the memory that the caller has.
+    """
 
     name: str
     node: Node
@@ -25,7 +28,7 @@ class Layer:
     result: Layout
     batch: int
     scheme: str
-    target: Target
+    target: Target | CudaTarget
 
     def kernel(self, schedule: Schedule | None = None, choose: Callable[..., Kernel] = kernel_for) -> Kernel:
         """The kernel, by default with the schedule that is estimated to be best. choose: what makes it."""
@@ -43,7 +46,7 @@ class Layer:
         node = self.node
         facts: dict[str, object] = {
             "node": type(node).__name__,
-            "batch": self.batch,
+            "batch": 1 if isinstance(self.target, CudaTarget) else self.batch,
             "scheme": "logits" if isinstance(getattr(node, "requant", None), LogitScale) else self.scheme,
             "inputs": [_text(layout) for layout in self.inputs],
             "result": _text(self.result),
@@ -51,7 +54,7 @@ class Layer:
         if isinstance(node, Conv2d):
             facts |= {"kernel": node.weight.shape[1:3], "stride": node.stride, "padding": node.padding}
             facts |= {"dilation": node.dilation, "groups": node.groups}
-        if isinstance(node, Conv2d | Linear) and self.target.dot.full_range:
+        if isinstance(node, Conv2d | Linear) and isinstance(self.target, Target) and self.target.dot.full_range:
             facts["unit"] = dot_unit(self.target, node.weight).name
         return json.dumps(facts, sort_keys=True)
 
@@ -60,7 +63,7 @@ def _text(layout: Layout) -> str:
     return f"{layout.height}x{layout.width}x{layout.channels} {layout.dtype}"
 
 
-def layers_of(graph: IntegerGraph, batch: int, target: Target) -> tuple[Layer, ...]:
+def layers_of(graph: IntegerGraph, batch: int, target: Target | CudaTarget) -> tuple[Layer, ...]:
     """The layers of a graph, one a node."""
     layouts = [Layout.of(info) for info in graph.info]
     return tuple(
@@ -69,7 +72,7 @@ def layers_of(graph: IntegerGraph, batch: int, target: Target) -> tuple[Layer, .
     )
 
 
-def network_key(graph: IntegerGraph, target: Target) -> str:
+def network_key(graph: IntegerGraph, target: Target | CudaTarget) -> str:
     """SHA-256 in hex of the workloads of one image: equal for networks that differ in their weights only."""
     workloads = [json.loads(layer.workload) for layer in layers_of(graph, 1, target)]
     return packing.digest({"input": list(graph.input_shape), "layers": workloads}, [])

@@ -12,8 +12,9 @@ nothing is read back between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tvm
 from tvm import ir, relax, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -27,51 +28,61 @@ from intcert.runtime.session import ROW
 
 def lower_cuda(graph: IntegerGraph, plan: Plan, device: tvm.target.Target) -> tvm.IRModule:
     """The module of a planned graph, ready for ``build``. device: the GPU as TVM knows it, without its host."""
-    return _CudaLowering(graph, plan, device).module()
+    lowering = _CudaLowering(plan.steps, plan.blob, plan.arena_bytes, device)
+    lowering.counts(graph, plan)
+    lowering.logits(graph, plan)
+    lowering.layers()
+    return lowering.builder.get()
+
+
+def lower_cuda_steps(
+    steps: Sequence[Step], blob: np.ndarray, arena_bytes: int, device: tvm.target.Target
+) -> tvm.IRModule:
+    """A module of some steps and the entry point ``layers`` alone. blob, arena_bytes: as in ``Plan``."""
+    lowering = _CudaLowering(steps, blob, arena_bytes, device)
+    lowering.layers()
+    return lowering.builder.get()
 
 
 class _CudaLowering:
-    """State shared by the functions of one module: the plan, and the global names of its kernels."""
+    """State shared by the functions of one module: its steps and constants, and the global names of its kernels."""
 
-    def __init__(self, graph: IntegerGraph, plan: Plan, device: tvm.target.Target) -> None:
-        self.graph, self.plan, self.device = graph, plan, device
+    def __init__(self, steps: Sequence[Step], blob: np.ndarray, arena_bytes: int, device: tvm.target.Target) -> None:
         self.builder = relax.BlockBuilder()
-        self._blob = relax.const(plan.blob, "uint8")
+        self._steps, self._device = steps, device
+        self._blob_bytes, self._arena_bytes = len(blob), arena_bytes
+        self._blob = relax.const(blob, "uint8")
         self._kernels: dict[tirx.PrimFunc, ir.GlobalVar] = {}
 
-    def module(self) -> tvm.IRModule:
-        classes, int64 = self.graph.classes, ir.PrimType("int64")
-        rows, samples, chunk = (tirx.Var(name, "int64") for name in ("rows", "samples", "chunk"))
+    def counts(self, graph: IntegerGraph, plan: Plan) -> None:
+        """Add the entry point ``counts``."""
+        rows = tirx.Var("rows", "int64")
+        parameters = [
+            relax.Var("x", relax.TensorType(graph.input_shape, "uint8")),
+            *(relax.Var(name, ir.PrimType("int64")) for name in ("key", "first", "n")),
+            relax.Var("out", relax.TensorType((rows, graph.classes), "int32")),
+        ]
+        self._entry("counts", self._counts(graph, plan), parameters)
 
-        def arena(extent: tirx.Var) -> relax.Var:
-            return relax.Var("arena", relax.TensorType((extent, self.plan.arena_bytes), "uint8"))
+    def logits(self, graph: IntegerGraph, plan: Plan) -> None:
+        """Add the entry point ``logits``."""
+        samples = tirx.Var("samples", "int64")
+        parameters = [
+            relax.Var("x", relax.TensorType((samples, *graph.input_shape), "int16")),
+            relax.Var("out", relax.TensorType((samples, graph.classes), "int32")),
+        ]
+        self._entry("logits", self._logits(graph, plan), parameters)
 
-        self._entry(
-            "counts",
-            self._counts(),
-            [
-                relax.Var("x", relax.TensorType(self.graph.input_shape, "uint8")),
-                *(relax.Var(name, int64) for name in ("key", "first", "n")),
-                relax.Var("out", relax.TensorType((rows, classes), "int32")),
-                arena(chunk),
-            ],
-        )
-        self._entry(
-            "logits",
-            self._logits(),
-            [
-                relax.Var("x", relax.TensorType((samples, *self.graph.input_shape), "int16")),
-                relax.Var("out", relax.TensorType((samples, classes), "int32")),
-                arena(chunk),
-            ],
-        )
-        bounds = [relax.Var(name, int64) for name in ("begin", "end")]
-        self._entry("layers", self._layers(), [*bounds, arena(chunk)])
-        return self.builder.get()
+    def layers(self) -> None:
+        """Add the entry point ``layers``."""
+        self._entry("layers", self._layers(), [relax.Var(name, ir.PrimType("int64")) for name in ("begin", "end")])
 
     def _entry(self, name: str, host: tirx.PrimFunc, parameters: list[relax.Var]) -> None:
-        """The Relax function ``name``: tensors from ``out`` on are overwritten, the first of them is returned."""
+        """The Relax function ``name``, with the arena as last parameter: tensors from ``out`` on are overwritten, the
+        first of them is returned."""
         host_name = self.builder.add_func(host, f"{name}_host")
+        chunk = tirx.Var("chunk", "int64")
+        parameters = [*parameters, relax.Var("arena", relax.TensorType((chunk, self._arena_bytes), "uint8"))]
         first = next(i for i, p in enumerate(parameters) if p.name in ("out", "arena"))
         written = parameters[first:]
         # The constants go before what is written.
@@ -88,7 +99,7 @@ class _CudaLowering:
         function = step.kernel.function
         if function not in self._kernels:
             name = f"{step.kernel.name.replace('.', '_')}_{len(self._kernels)}"
-            self._kernels[function] = self.builder.add_func(function.with_attr("target", self.device), name)
+            self._kernels[function] = self.builder.add_func(function.with_attr("target", self._device), name)
         return self._kernels[function]
 
     def _launch(
@@ -109,7 +120,7 @@ class _CudaLowering:
         self, arena: tirx.Buffer, constants: tirx.Buffer, samples: Expr, bounds: tuple[Expr, Expr] | None = None
     ) -> None:
         """Emit the launches of steps begin .. end - 1 on ``samples`` samples, by default of all steps."""
-        for position, step in enumerate(self.plan.steps):
+        for position, step in enumerate(self._steps):
             # Not a function of its own: it would have no way to hand on the failure of a launch.
             with when(None if bounds is None else tirx.all(bounds[0] <= position, position < bounds[1])):
                 self._launch(step, _pointers(arena), constants, samples)
@@ -123,18 +134,18 @@ class _CudaLowering:
         return ib.get()
 
     def _constants(self) -> tirx.Buffer:
-        return _argument("constants", len(self.plan.blob))
+        return _argument("constants", self._blob_bytes)
 
     def _arena(self) -> tirx.Buffer:
-        return _argument("arena", tb.int64(), self.plan.arena_bytes)
+        return _argument("arena", tb.int64(), self._arena_bytes)
 
-    def _counts(self) -> tirx.PrimFunc:
+    def _counts(self, graph: IntegerGraph, plan: Plan) -> tirx.PrimFunc:
         def body() -> None:
-            image = _argument("x", *self.graph.input_shape)
+            image = _argument("x", *graph.input_shape)
             key, first, n = (tb.arg(name, tb.int64()) for name in ("key", "first", "n"))
             constants = self._constants()
             rows = tb.int64()
-            out = _argument("out", rows, self.graph.classes, dtype="int32")
+            out = _argument("out", rows, graph.classes, dtype="int32")
             arena = self._arena()
             _require(n > 0, "counts: n must be positive")
             _require(first >= 0, "counts: first must not be negative")
@@ -144,28 +155,28 @@ class _CudaLowering:
                 before = number * arena.shape[0]
                 samples = tirx.min(n - before, arena.shape[0])
                 pointers = _pointers(arena, image)
-                self._launch(self.plan.noise, pointers, constants, samples, (key, first + before))
+                self._launch(plan.noise, pointers, constants, samples, (key, first + before))
                 self._run(arena, constants, samples)
                 pointers = _pointers(arena, out)
-                self._launch(self.plan.count, pointers, constants, samples, (before // ROW,))
+                self._launch(plan.count, pointers, constants, samples, (before // ROW,))
 
         return self._host("counts", body)
 
-    def _logits(self) -> tirx.PrimFunc:
+    def _logits(self, graph: IntegerGraph, plan: Plan) -> tirx.PrimFunc:
         def body() -> None:
             n = tb.int64()
-            values = _argument("x", n, *self.graph.input_shape, dtype="int16")
+            values = _argument("x", n, *graph.input_shape, dtype="int16")
             constants = self._constants()
-            out = _argument("out", n, self.graph.classes, dtype="int32")
+            out = _argument("out", n, graph.classes, dtype="int32")
             arena = self._arena()
             with _chunks(n, arena.shape[0]) as number:
                 before = number * arena.shape[0]
                 samples = tirx.min(n - before, arena.shape[0])
                 pointers = _pointers(arena, values)
-                self._launch(self.plan.load, pointers, constants, samples, (before,))
+                self._launch(plan.load, pointers, constants, samples, (before,))
                 self._run(arena, constants, samples)
                 pointers = _pointers(arena, out)
-                self._launch(self.plan.store, pointers, constants, samples, (before,))
+                self._launch(plan.store, pointers, constants, samples, (before,))
 
         return self._host("logits", body)
 

@@ -91,39 +91,33 @@ class _Kernels:
     store: Kernel
 
 
-def _processor_kernels(
+def _kernels(
     graph: IntegerGraph,
     law: NoiseLaw,
-    target: Target,
+    target: Target | CudaTarget,
     batch: int,
     database: Database | None,
     choose: Callable[..., Kernel],
 ) -> _Kernels:
     layers = layers_of(graph, batch, target)
-    logits = layers[-1].result
-    return _Kernels(
-        [layer.kernel(database and database.schedule(layer), choose) for layer in layers],
-        [layer.result for layer in layers],
-        noisy_input(law, graph.dimension, batch, target),
-        load_samples(graph.dimension, batch),
-        histogram(logits, batch),
-        store_logits(logits, batch),
-    )
-
-
-def _gpu_kernels(graph: IntegerGraph, law: NoiseLaw, target: CudaTarget) -> _Kernels:
-    layouts = [Layout.of(info) for info in graph.info]
-    return _Kernels(
-        [
-            cuda.kernel_for(node, [layouts[i] for i in operands(node)], layout, graph.scheme, target)
-            for node, layout in zip(graph.nodes, layouts, strict=True)
-        ],
-        layouts,
-        cuda.noisy_input(law, graph.dimension),
-        cuda.load_samples(graph.dimension),
-        cuda.histogram(layouts[-1]),
-        cuda.store_logits(layouts[-1]),
-    )
+    nodes = [layer.kernel(database and database.schedule(layer), choose) for layer in layers]
+    layouts = [layer.result for layer in layers]
+    logits = layouts[-1]
+    if isinstance(target, CudaTarget):
+        around = (
+            cuda.noisy_input(law, graph.dimension),
+            cuda.load_samples(graph.dimension),
+            cuda.histogram(logits),
+            cuda.store_logits(logits),
+        )
+    else:
+        around = (
+            noisy_input(law, graph.dimension, batch, target),
+            load_samples(graph.dimension, batch),
+            histogram(logits, batch),
+            store_logits(logits, batch),
+        )
+    return _Kernels(nodes, layouts, *around)
 
 
 def make_plan(
@@ -140,18 +134,18 @@ def make_plan(
     budget. database: schedules of the layers that it knows; the others get what is estimated to be best. choose: makes
     the kernel of a layer, as ``kernel_for`` does.
 
-    On a GPU none of these has a meaning: only the session that owns the memory knows the size of a chunk. The plan is
-    of one sample, and byte offsets are to be multiplied by the samples of the chunk.
+    On a GPU batch has no meaning: only the session that owns the memory knows the size of a chunk. The plan is of one
+    sample, and byte offsets are to be multiplied by the samples of the chunk.
     """
     if isinstance(target, CudaTarget):
-        return _place(graph, _gpu_kernels(graph, law, target), 1, ())
+        return _place(graph, _kernels(graph, law, target, 1, database, choose), 1, ())
     if batch is None and database:
         batch = database.chunk(network_key(graph, target))
     if batch is None:
         single = make_plan(graph, law, target, 1, choose=choose)
         fitting = max(1, target.arena_budget // single.arena_bytes)
         batch = min(MAX_BATCH, 1 << (fitting.bit_length() - 1))
-    kernels = _processor_kernels(graph, law, target, batch, database, choose)
+    kernels = _kernels(graph, law, target, batch, database, choose)
     return _place(graph, kernels, batch, target.tile.permission if target.tile else ())
 
 

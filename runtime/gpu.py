@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from intcert.runtime.artifact import Artifact
 from intcert.runtime.errors import DeviceLostError, MissingDependencyError, WrongDeviceError
 from intcert.runtime.keys import signed_key
 from intcert.runtime.session import ROW, check_range, load_library, require_array, require_layers
+
+if TYPE_CHECKING:
+    import tvm
 
 #: Kernels count elements of a tensor in 32 bits.
 _INDEX_LIMIT = 2**31 - 1
@@ -25,7 +29,6 @@ _LEAST_CHUNK = 4 * ROW
 
 _DRIVER = "libcuda.so.1"
 _RUNTIME = "libcudart.so.13"
-_NO_GPU = "compile the model with --target host to run it here"
 _OLD_DRIVER, _NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
 
 
@@ -56,21 +59,21 @@ class GpuSession:
         manifest = artifact.manifest
         if chunk is not None and chunk * manifest.arena_bytes > _INDEX_LIMIT:
             raise ValueError(f"chunk = {chunk} needs more than {_INDEX_LIMIT} bytes; kernels count in 32 bits")
-        _load_runtime(artifact)
+        needs = f"{artifact.path} is for {manifest.target}"
+        place = open_gpu(needs, "compile the model with --target host to run it here")
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
-        place = tvm.cuda(0)
         require_architecture(artifact, str(place.compute_version), str(place.device_name))
         self.artifact = artifact
         self.input_shape, self.classes = manifest.input_shape, manifest.classes
         self.sigma, self.graph_hash, self.noise_hash = manifest.sigma, manifest.graph_hash, manifest.noise_hash
         self.target, self.device = manifest.target, str(place.device_name)
-        self._machine = VirtualMachine(load_library(artifact), place, memory_cfg="naive")
+        self._place, self._machine = place, VirtualMachine(load_library(artifact), place, memory_cfg="naive")
         self._lock = threading.Lock()
         self._empty = lambda shape, dtype: tvm.runtime.empty(shape, dtype, place)
-        free, cache = place.available_global_memory, place.l2_cache_size_bytes
-        self.chunk = chunk or choose_chunk(artifact, free or 0, cache or _CACHE)
+        free, cache = memory_of(place)
+        self.chunk = chunk or choose_chunk(artifact, free, cache)
         try:
             self._image = self._empty(self.input_shape, "uint8")
             self._samples = self._empty((self.chunk, *self.input_shape), "int16")
@@ -79,7 +82,7 @@ class GpuSession:
         except Exception as error:
             if "out of memory" not in str(error):
                 raise
-            raise WrongDeviceError(too_little_memory(artifact, free or 0, self.chunk)) from None
+            raise WrongDeviceError(too_little_memory(artifact, free, self.chunk)) from None
 
     def counts(self, x: np.ndarray, key: int, first: int, n: int) -> np.ndarray:
         """See ``Session.counts``.
@@ -140,10 +143,8 @@ class GpuSession:
             DeviceLostError: the GPU failed.
         """
         require_layers(self.artifact.manifest, begin, end)
-        import tvm
-
         with self._lock, _lost():
-            evaluate = self._machine.time_evaluator("layers", tvm.cuda(0), number=1, repeat=rounds, min_repeat_ms=1)
+            evaluate = self._machine.time_evaluator("layers", self._place, number=1, repeat=rounds, min_repeat_ms=1)
             return [seconds / self.chunk for seconds in evaluate(begin, end, self._arena).results]
 
     def close(self) -> None:
@@ -186,11 +187,21 @@ def choose_chunk(artifact: Artifact, free: int, cache: int) -> int:
     free, cache: bytes. Raises WrongDeviceError where not even 64 samples fit.
     """
     manifest = artifact.manifest
-    each = manifest.arena_bytes + 2 * int(np.prod(manifest.input_shape))
-    most = min(int(_FREE_SHARE * free) // each, _INDEX_LIMIT // each) // ROW * ROW
-    if most == 0:
+    chunk = fitting_chunk(manifest.arena_bytes + 2 * int(np.prod(manifest.input_shape)), free, cache)
+    if chunk == 0:
         raise WrongDeviceError(too_little_memory(artifact, free, ROW))
-    return min(max(-(-cache // each // ROW) * ROW, _LEAST_CHUNK), most)
+    return chunk
+
+
+def fitting_chunk(sample_bytes: int, free: int, cache: int) -> int:
+    """``choose_chunk`` for samples that take so many bytes each; 0 where not even 64 of them fit."""
+    most = min(int(_FREE_SHARE * free) // sample_bytes, _INDEX_LIMIT // sample_bytes) // ROW * ROW
+    return min(max(-(-cache // sample_bytes // ROW) * ROW, _LEAST_CHUNK), most)
+
+
+def memory_of(place: tvm.Device) -> tuple[int, int]:
+    """Bytes of a device's memory that are free, and of its second-level cache."""
+    return place.available_global_memory or 0, place.l2_cache_size_bytes or _CACHE
 
 
 def too_little_memory(artifact: Artifact, free: int, chunk: int) -> str:
@@ -205,29 +216,36 @@ def too_little_memory(artifact: Artifact, free: int, chunk: int) -> str:
 def require_architecture(artifact: Artifact, version: str, name: str) -> None:
     """Check that the library has machine code for a GPU. version: its compute capability, like "8.6".
 
+    Raises WrongDeviceError.
+    """
+    architectures = artifact.manifest.target_facts["architectures"]
+    if not has_code_for(architectures, version):
+        raise WrongDeviceError(
+            f"{artifact.path} has code for {', '.join(architectures)}, but the GPU here ({name}) is "
+            f"sm_{version.replace('.', '')}; compile the model with a target for it, or with several: "
+            f"--target {artifact.manifest.target},..."
+        )
+
+
+def has_code_for(architectures: Sequence[str], version: str) -> bool:
+    """Whether machine code of one of these architectures (like "sm_86") runs on a compute capability (like "8.6").
+
     Code for one capability runs on the higher ones of the same major number (CUDA C++ Programming Guide, "Binary
-    Compatibility"). Raises WrongDeviceError.
+    Compatibility").
     """
     major, minor = (int(part) for part in version.split("."))
-    architectures = artifact.manifest.target_facts["architectures"]
-    for architecture in architectures:
-        number = int(architecture.removeprefix("sm_"))
-        if number // 10 == major and number % 10 <= minor:
-            return
-    raise WrongDeviceError(
-        f"{artifact.path} has code for {', '.join(architectures)}, but the GPU here ({name}) is sm_{major}{minor}; "
-        f"compile the model with a target for it, or with several: --target {artifact.manifest.target},..."
-    )
+    numbers = [int(architecture.removeprefix("sm_")) for architecture in architectures]
+    return any(number // 10 == major and number % 10 <= minor for number in numbers)
 
 
-def _load_runtime(artifact: Artifact) -> None:
-    """Make TVM's CUDA runtime usable, or say in one line why it is not.
+def open_gpu(needs: str, otherwise: str) -> tvm.Device:
+    """This machine's first GPU, with TVM's CUDA runtime loaded; or in one line why there is none.
 
-    Raises WrongDeviceError or MissingDependencyError.
+    needs: what needs the GPU, and otherwise: what to do without, both for that line. Raises WrongDeviceError or
+    MissingDependencyError.
     """
-    needs = f"{artifact.path} is for {artifact.manifest.target}"
     if _library(_DRIVER) is None:
-        raise WrongDeviceError(f"{needs}, but this machine has no NVIDIA driver ({_DRIVER}); {_NO_GPU}")
+        raise WrongDeviceError(f"{needs}, but this machine has no NVIDIA driver ({_DRIVER}); {otherwise}")
     runtime = _library(_RUNTIME, *_packaged(_RUNTIME))
     if runtime is None:
         raise MissingDependencyError(f"{needs} and needs {_RUNTIME}: pip install 'intcert[cuda]'")
@@ -236,11 +254,11 @@ def _load_runtime(artifact: Artifact) -> None:
     if status == _OLD_DRIVER:
         raise WrongDeviceError(f"{needs}, but the NVIDIA driver is older than CUDA 13 (580); update the driver")
     if status == _NO_DEVICE or (status == 0 and count.value == 0):
-        raise WrongDeviceError(f"{needs}, but this machine has no NVIDIA GPU that CUDA can see; {_NO_GPU}")
+        raise WrongDeviceError(f"{needs}, but this machine has no NVIDIA GPU that CUDA can see; {otherwise}")
     if status != 0:
         runtime.cudaGetErrorString.restype = ctypes.c_char_p
         reason = runtime.cudaGetErrorString(status).decode()
-        raise WrongDeviceError(f"{needs}, but CUDA does not start here ({reason}); {_NO_GPU}")
+        raise WrongDeviceError(f"{needs}, but CUDA does not start here ({reason}); {otherwise}")
     import tvm
     import tvm_ffi
 
@@ -249,6 +267,7 @@ def _load_runtime(artifact: Artifact) -> None:
         library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
         if _library(str(library)) is None:
             raise MissingDependencyError(f"{needs}, but TVM's CUDA runtime {library} does not load; install TVM again")
+    return tvm.cuda(0)
 
 
 def _library(*names: str) -> ctypes.CDLL | None:

@@ -1,4 +1,4 @@
-"""Kernels: one file a family. ``kernel_for`` chooses the family of a node by asking the target.
+"""Kernels: one file a family, those for GPUs in ``cuda``. ``kernel_for`` chooses a node's by asking the target.
 
 Convolutions and linear layers can be written in several ways; ``schedules_for`` lists them, and the tuner
 (``intcert.compile.tune``) measures them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from intcert.compile.kernels import cuda
 from intcert.compile.kernels.amx import amx_conv2d, amx_schedules
 from intcert.compile.kernels.base import Kernel, Schedule
 from intcert.compile.kernels.conv2d import conv2d, conv2d_schedules
@@ -31,7 +32,7 @@ from intcert.compile.nodes import (
     Pad,
     Slice,
 )
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target
 
 __all__ = ["Kernel", "Schedule", "kernel_for", "schedules_for"]
 
@@ -61,9 +62,13 @@ def _family(node: Conv2d | Linear, source: Layout, result: Layout, batch: int, t
     return DOT if result.height * result.width == 1 and is_small else AMX
 
 
-def schedules_for(node: Node, inputs: list[Layout], result: Layout, batch: int, target: Target) -> tuple[Schedule, ...]:
+def schedules_for(
+    node: Node, inputs: list[Layout], result: Layout, batch: int, target: Target | CudaTarget
+) -> tuple[Schedule, ...]:
     """The schedules that ``kernel_for`` takes for a node, the one that it would choose first; none where there is no
     choice."""
+    if isinstance(target, CudaTarget):
+        return cuda.schedules_for(node, inputs, result, target)
     if not isinstance(node, Conv2d | Linear):
         return ()
     return _family(node, inputs[0], result, batch, target).schedules(node, inputs[0], result, batch, target)
@@ -75,11 +80,14 @@ def kernel_for(
     result: Layout,
     batch: int,
     scheme: str,
-    target: Target,
+    target: Target | CudaTarget,
     schedule: Schedule | None = None,
 ) -> Kernel:
-    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``; schedule: one of
-    ``schedules_for``, by default the one that is estimated to be best."""
+    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``; batch: images that it
+    works on, which on a GPU only its caller knows; schedule: one of ``schedules_for``, by default the one that is
+    estimated to be best."""
+    if isinstance(target, CudaTarget):
+        return cuda.kernel_for(node, inputs, result, scheme, target, schedule)
     match node:
         case InputQuantize():
             return input_quantize(node, result, batch, scheme, target)

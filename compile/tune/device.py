@@ -26,7 +26,7 @@ class CandidateError(Exception):
 
 
 class Device(Protocol):
-    """What times kernels and runs them for a check: this machine, or a board. cpu: its processor, for the record."""
+    """What times kernels and runs them for a check: this machine, a board or a GPU. cpu: which, for the record."""
 
     cpu: str
 
@@ -135,10 +135,11 @@ class LocalDevice:
         return self._worker.call(_run, program.library, memory)
 
 
-_loaded: dict[str, Any] = {}  # functions by their library's hash: TVM keeps references into libraries
+_loaded: dict[str, Any] = {}  # modules by their library's hash: TVM keeps references into libraries
 
 
-def _load(library: bytes) -> Any:
+def load(library: bytes) -> Any:
+    """The module of a library, loaded once a process."""
     import tvm
 
     digest = hashlib.sha256(library).hexdigest()
@@ -148,14 +149,14 @@ def _load(library: bytes) -> Any:
             path = Path(folder, f"{digest}.so")
             path.write_bytes(library)
             _loaded[digest] = tvm.runtime.load_module(str(path))
-    return _loaded[digest][ENTRY]
+    return _loaded[digest]
 
 
 def _run(library: bytes, memory: np.ndarray) -> np.ndarray:
     import tvm
 
     tensor = tvm.runtime.tensor(memory)
-    _load(library)(tensor, 1)
+    load(library)[ENTRY](tensor, 1)
     return tensor.numpy()
 
 
@@ -168,7 +169,8 @@ def _measure(programs: list[Program], rounds: int) -> np.ndarray:
         function(memory, repeats)
         return time.thread_time() - begin
 
-    return rounds_of([partial(timer, _load(p.library), tvm.runtime.tensor(p.memory)) for p in programs], rounds)
+    timers = [partial(timer, load(p.library)[ENTRY], tvm.runtime.tensor(p.memory)) for p in programs]
+    return rounds_of(timers, rounds)
 
 
 def rounds_of(timers: Sequence[Callable[[int], float]], rounds: int) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 
 from intcert.compile.kernels import Schedule
 from intcert.compile.kernels.conv2d import Tile
+from intcert.compile.kernels.cuda.conv2d import windows_of
+from intcert.compile.kernels.cuda.tile import MmaTile
 from intcert.compile.kernels.depthwise import DepthwiseTile
 from intcert.compile.kernels.dot import dot_unit
 from intcert.compile.kernels.geometry import conv_geometry
@@ -20,7 +22,7 @@ from intcert.compile.layout import round_up
 NAMES = (
     "products", "weight_loads", *(f"loads_{bytes_}" for bytes_ in LOAD), "stores", "blocks", "steps", "sums",
     "rows", "columns", "outputs", "images", "fold", "channels_first", "unrolled", "whole", "staged_bytes",
-    "weight_bytes", "terms", "batch", "estimate",
+    "weight_bytes", "terms", "batch", "estimate", "copies", "depth", "row_warps", "stages",
 )  # fmt: skip
 
 
@@ -101,4 +103,27 @@ def _(tile: DepthwiseTile, layer: Layer) -> dict[str, float]:
         "steps": steps,
         "sums": tile.columns,
         "columns": tile.columns,
+    }
+
+
+@_count.register
+def _(tile: MmaTile, layer: Layer) -> dict[str, float]:
+    windows = windows_of(layer.node, layer.inputs[0], layer.result)
+    rows = layer.batch * layer.result.height * layer.result.width
+    blocks = -(-rows // tile.rows) * -(-layer.result.stride // tile.columns) / layer.batch
+    slices = -(-windows.inner // tile.depth)
+    return {
+        "products": blocks * slices * tile.rows * tile.columns * tile.depth,
+        "weight_loads": blocks * slices * tile.columns * tile.depth,
+        "copies": blocks * slices * tile.copies(windows.granule),
+        "stores": blocks * tile.rows * tile.columns,
+        "blocks": blocks,
+        "steps": slices,
+        "sums": prod(tile.warp),
+        "rows": tile.rows,
+        "columns": tile.columns,
+        "depth": tile.depth,
+        "row_warps": tile.row_warps,
+        "stages": tile.stages,
+        "staged_bytes": tile.shared_bytes,
     }

@@ -23,9 +23,9 @@ class Trial:
 
 def kernels_digest() -> str:
     """SHA-256 in hex of the source of all kernels: measurements of other kernels say nothing about these."""
-    folder = resources.files("intcert.compile").joinpath("kernels")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".py")), key=lambda file: file.name)
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    with resources.as_file(resources.files("intcert.compile").joinpath("kernels")) as folder:
+        contents = [file.read_bytes() for file in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
 
 class Journal:

@@ -1,9 +1,9 @@
-"""Kernels as small shared libraries that can be timed and checked alone, here or on a board."""
+"""Kernels as small shared libraries that can be timed and checked alone, here, on a board or on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -18,12 +18,14 @@ from intcert.compile.kernels.tiles import require_permission
 from intcert.compile.layer import Layer
 from intcert.compile.layout import ITEM_BYTES, Layout, round_up
 from intcert.compile.library import link, tvm_target
+from intcert.compile.library_cuda import compile_cuda, device_target, link_cuda
 from intcert.compile.linker import find_linker
+from intcert.compile.lower_cuda import lower_cuda_steps
 from intcert.compile.nodes import Linear
 from intcert.compile.plan import OVERREAD, Plan, Step, make_plan
 from intcert.compile.reference.network import execute
 from intcert.runtime.noise import noise_law
-from intcert.targets import Target
+from intcert.targets import CudaTarget, Target
 
 ENTRY = "run"
 SIGMA = "0.25"  # of the networks that are timed: the kernels do not depend on it
@@ -35,6 +37,9 @@ class Program:
 
     library: a shared library with the function run(memory uint8[n], repeats int64); memory: uint8[n], constants and
     operands in place; images: how many a run processes; operands, result: byte offsets, of a single layer's program.
+
+    For a GPU, the library is that of an artifact with the entry point ``layers`` alone (``lower_cuda``), and the memory
+    its arena.
     """
 
     library: bytes
@@ -47,8 +52,11 @@ class Program:
 def layer_program(layer: Layer, schedule: Schedule | None) -> Program:
     """The kernel of one layer, on operands of the first of ``check_cases``."""
     kernel = layer.kernel(schedule)
-    sizes = {f"operand{j}": layer.batch * layout.bytes for j, layout in enumerate(layer.inputs)}
-    sizes |= {"result": layer.batch * layer.result.bytes}
+    # Places in a GPU's arena are those of one image, times the images.
+    on_gpu = isinstance(layer.target, CudaTarget)
+    planned, times = (1, layer.batch) if on_gpu else (layer.batch, 1)
+    sizes = {f"operand{j}": planned * layout.bytes for j, layout in enumerate(layer.inputs)}
+    sizes |= {"result": planned * layer.result.bytes}
     sizes |= {f"scratch{j}": size for j, size in enumerate(kernel.scratch)}
     offsets, arena_bytes = place([Block(name, size, 0, 0) for name, size in sizes.items()])
     blob, constants = bytearray(), []
@@ -58,9 +66,16 @@ def layer_program(layer: Layer, schedule: Schedule | None) -> Program:
     operands = tuple(offsets[f"operand{j}"] for j in range(len(layer.inputs)))
     scratch = tuple(offsets[f"scratch{j}"] for j in range(len(kernel.scratch)))
     step = Step(layer.name, kernel, offsets["result"], operands, tuple(constants), scratch, layer.result)
-    library, memory = _assemble([step], arena_bytes + OVERREAD, np.frombuffer(bytes(blob), np.uint8), layer.target)
-    program = Program(library, memory, layer.batch, operands, step.result)
-    return Program(library, with_operands(program, layer, check_cases(layer)[0]), layer.batch, operands, step.result)
+    content = np.frombuffer(bytes(blob), np.uint8)
+    if on_gpu:
+        module = lower_cuda_steps([step], content, arena_bytes, device_target(layer.target))
+        library = link_cuda(compile_cuda(module, layer.target), layer.target, find_linker(layer.target))
+        memory = np.zeros(layer.batch * arena_bytes, np.uint8)
+    else:
+        library, memory = _assemble([step], arena_bytes + OVERREAD, content, layer.target)
+    places = tuple(times * offset for offset in operands)
+    program = Program(library, memory, layer.batch, places, times * step.result)
+    return replace(program, memory=with_operands(program, layer, check_cases(layer)[0]))
 
 
 def network_program(graph: IntegerGraph, target: Target, chunk: int | None) -> Program:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from intcert.compile.database import Database, LayerEntry, NetworkEntry, read_da
 from intcert.compile.graph import IntegerGraph
 from intcert.compile.kernels import Schedule
 from intcert.compile.layer import Layer, layers_of, network_key, tunable
-from intcert.compile.plan import MAX_BATCH
+from intcert.compile.library_cuda import nvcc
+from intcert.compile.plan import MAX_BATCH, make_plan
 from intcert.compile.tune.cost_model import CostModel, Space
 from intcert.compile.tune.device import CandidateError, Device, LocalDevice, Worker
+from intcert.compile.tune.gpu import GpuDevice
 from intcert.compile.tune.journal import Journal, Trial, kernels_digest, schedule_key
 from intcert.compile.tune.program import (
+    SIGMA,
     Program,
     check_cases,
     expected_result,
@@ -34,7 +38,8 @@ from intcert.compile.tune.program import (
     with_operands,
 )
 from intcert.runtime.errors import DatabaseError, ModelError, WrongDeviceError
-from intcert.targets import Target, runnable
+from intcert.runtime.noise import noise_law
+from intcert.targets import CudaTarget, Target, runnable
 
 ROUNDS = 9  # of a trial
 FINAL_ROUNDS, WINS = 21, 17  # a coin that is thrown 21 times shows heads 17 times or more once in 280 trials
@@ -43,6 +48,8 @@ FINALISTS = 3
 AT_ONCE = 8  # candidates that the model chooses before it learns from them
 NETWORK_PATIENCE = 20  # timeouts that building a whole network may take
 SEED = 1
+#: Images that a GPU's candidates are compared on: several tiles of rows and a part of one, where a chunk has thousands.
+CHECKED_ON_GPU = 9
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Report:
 
 def tune(
     graph: IntegerGraph,
-    target: Target,
+    target: Target | CudaTarget,
     path: str | os.PathLike[str],
     *,
     name: str,
@@ -83,18 +90,24 @@ def tune(
 
     path: of the database; measurements are kept beside it in ``path.trials``. name: of the network, for people. trials:
     candidates of each distinct layer; timeout: seconds that building or running one may take. chunk: images at once, by
-    default the best of those measured, which the database then holds too. device: what times them, by default this
-    machine.
+    default the best of those measured, which the database then holds too; on this machine's GPU what a session takes.
+    device: what times them, by default this machine or its GPU.
 
     Raises DatabaseError (the file is of another processor, target or version), WrongDeviceError (this machine does not
-    run the target), MissingDependencyError (xgboost), DeviceLostError (there is no board any more).
+    run the target), MissingDependencyError (xgboost, nvcc), DeviceLostError (there is no board any more).
     """
-    if device is None and target not in runnable():
-        raise WrongDeviceError(
-            f"this machine does not run {target.name}, so it cannot tune for it; see intcert targets"
-        )
-    with Worker(timeout) as worker:
-        device = device or LocalDevice(worker)
+    with ExitStack() as stack:
+        worker = stack.enter_context(Worker(timeout))
+        if isinstance(target, CudaTarget) and device is None:
+            nvcc()
+            device = stack.enter_context(GpuDevice(target, timeout))
+            chunk = chunk or device.chunk(_sample_bytes(graph, target))
+        elif device is None:
+            if target not in runnable():
+                raise WrongDeviceError(
+                    f"this machine does not run {target.name}, so it cannot tune for it; see intcert targets"
+                )
+            device = LocalDevice(worker)
         machine = {"cpu": device.cpu, "flags": " ".join(target.cpu_flags), "tvm": tvm.__version__}
         database = _open_database(Path(path), target, machine)
         database.settings = {
@@ -106,7 +119,12 @@ def tune(
             return session.tune(graph, target, name, chunk, watch)
 
 
-def _open_database(path: Path, target: Target, machine: dict[str, str]) -> Database:
+def _sample_bytes(graph: IntegerGraph, target: CudaTarget) -> int:
+    """Bytes that a sample takes in a session on the GPU."""
+    return make_plan(graph, noise_law(SIGMA), target).arena_bytes + 2 * graph.dimension
+
+
+def _open_database(path: Path, target: Target | CudaTarget, machine: dict[str, str]) -> Database:
     if not path.exists():
         return Database(target.name, machine, {})
     database = read_database(path, target)
@@ -136,7 +154,12 @@ class _Session:
         self._report = Report()
 
     def tune(
-        self, graph: IntegerGraph, target: Target, name: str, chunk: int | None, watch: Callable[[Progress], None]
+        self,
+        graph: IntegerGraph,
+        target: Target | CudaTarget,
+        name: str,
+        chunk: int | None,
+        watch: Callable[[Progress], None],
     ) -> Report:
         if chunk is None:
             self._report.network = self._choose_chunk(graph, target, name)
@@ -250,7 +273,7 @@ class _Session:
             schedule = space.schedules[number]
             try:
                 program = self._worker.call(layer_program, layer, schedule)
-                self._require_exact(layer, program)
+                self._require_exact(layer, schedule, program)
             except CandidateError as error:
                 known[number] = Trial(None, str(error))
                 self._journal.record(layer.workload, schedule, known[number])
@@ -262,8 +285,11 @@ class _Session:
         schedule = space.schedules[exact[winner]]
         return LayerEntry(default_us=times[0], best_us=times[winner], schedule=dict(vars(schedule)))
 
-    def _require_exact(self, layer: Layer, program: Program) -> None:
+    def _require_exact(self, layer: Layer, schedule: Schedule, program: Program) -> None:
         """Raise CandidateError unless a kernel equals the reference, bit for bit."""
+        if isinstance(layer.target, CudaTarget) and layer.batch > CHECKED_ON_GPU:
+            layer = replace(layer, batch=CHECKED_ON_GPU)
+            program = self._worker.call(layer_program, layer, schedule)
         for operands in check_cases(layer, SEED):
             memory = self._device.run(program, with_operands(program, layer, operands))
             wrong = np.count_nonzero(result_of(program, layer, memory) != expected_result(layer, operands))

@@ -62,7 +62,8 @@ def test_inspect_and_names(intcert, gpu_artifact) -> None:
 
 
 def test_what_needs_a_processor(refused, colour_model, tmp_path) -> None:
-    refused("tune", colour_model, "--target", "cuda-sm80", saying=("no schedules", "--target host"))
+    boards = ("--rpc-server", "127.0.0.1:1")
+    refused("tune", colour_model, "--target", "cuda-sm80", *boards, saying=("this machine's GPU, not on boards",))
     c = ("compile", colour_model, "--emit", "c-sources", "-o", tmp_path / "c")
     refused(*c, "--target", "cuda-sm80", saying=("runs on a processor", "cuda-sm80"))
     refused("compile", colour_model, "--target", "cuda-sm80,x86", saying=("only GPU targets share a library",))

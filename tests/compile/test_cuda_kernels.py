@@ -12,7 +12,7 @@ from simt import Machine, SimtError
 
 from intcert.compile.frontend import import_program
 from intcert.compile.graph import IntegerGraph
-from intcert.compile.kernels.cuda.conv2d import choose_tile
+from intcert.compile.kernels.cuda.tile import choose_tile, tiles_for
 from intcert.compile.library_cuda import device_target
 from intcert.compile.lower_cuda import lower_cuda
 from intcert.compile.nodes import Conv2d
@@ -171,11 +171,16 @@ def test_demo(target: CudaTarget, scheme: str) -> None:
 @pytest.mark.parametrize("inner", [4, 36, 144, 196, 288, 576, 2304])
 @pytest.mark.parametrize("channels", [16, 32, 48, 64, 80, 128, 1024])
 def test_tiles_fit_the_device(name: str, inner: int, channels: int) -> None:
-    target, tile = find(name), choose_tile(inner, channels)
-    assert channels % tile.columns == 0
-    assert target.stages * (tile.rows + tile.columns) * tile.depth <= target.shared_memory
-    assert tile.warps[0] * tile.warps[1] == 4
-    assert tile.warp[0] % 16 == tile.warp[1] % 16 == 0
+    target, granule = find(name), {4: 4, 36: 4, 196: 4}.get(inner, 16)
+    tiles = tiles_for(inner, channels, granule, target)
+    assert tiles[0] == choose_tile(inner, channels, target)
+    assert len(set(tiles)) == len(tiles) > 1
+    for tile in tiles:
+        assert channels % tile.columns == 0
+        assert tile.shared_bytes <= target.shared_memory
+        assert tile.row_warps * tile.column_warps == 4
+        assert tile.warp[0] % 16 == tile.warp[1] % 16 == 0
+        assert tile.copies(granule) * granule * 128 == tile.rows * tile.depth
 
 
 def test_packed_weights_hold_every_weight_once() -> None:

@@ -61,9 +61,9 @@ def session(monkeypatch: pytest.MonkeyPatch) -> GpuSession:
         arena_bytes=plan.arena_bytes,
         layers=[{}] * len(plan.steps),
     )
-    for name in ("_load_runtime", "require_architecture", "load_library"):
+    for name in ("require_architecture", "load_library"):
         monkeypatch.setattr(gpu, name, lambda *_: None)
-    monkeypatch.setattr(tvm, "cuda", lambda number: tvm.cpu(number))
+    monkeypatch.setattr(gpu, "open_gpu", lambda *_: tvm.cpu(0))
     monkeypatch.setattr(tvm.runtime.vm, "VirtualMachine", EmulatedVM)
     return GpuSession(SimpleNamespace(manifest=manifest, path="model.intcert"), chunk=64)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from intcert.compile.kernels.base import Kernel
-from intcert.compile.kernels.cuda.conv2d import conv2d
+from intcert.compile.kernels.base import Kernel, Schedule
+from intcert.compile.kernels.cuda.conv2d import conv2d, conv2d_tiles
 from intcert.compile.kernels.cuda.elementwise import add, avg_pool2d, grouped_conv2d, input_quantize, max_pool2d
 from intcert.compile.kernels.cuda.histogram import histogram
 from intcert.compile.kernels.cuda.movement import concat, flatten, load_samples, pad, slice_, store_logits
@@ -24,18 +24,33 @@ from intcert.compile.nodes import (
 )
 from intcert.targets import CudaTarget
 
-__all__ = ["histogram", "kernel_for", "load_samples", "noisy_input", "store_logits"]
+__all__ = ["histogram", "kernel_for", "load_samples", "noisy_input", "schedules_for", "store_logits"]
 
 
-def kernel_for(node: Node, inputs: list[Layout], result: Layout, scheme: str, target: CudaTarget) -> Kernel:
-    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``."""
+def schedules_for(node: Node, inputs: list[Layout], result: Layout, target: CudaTarget) -> tuple[Schedule, ...]:
+    """The schedules that ``kernel_for`` takes for a node, its own choice first; none where there is no choice."""
+    if isinstance(node, Linear) or (isinstance(node, Conv2d) and node.groups == 1):
+        return conv2d_tiles(node, inputs[0], result, target)
+    return ()
+
+
+def kernel_for(
+    node: Node,
+    inputs: list[Layout],
+    result: Layout,
+    scheme: str,
+    target: CudaTarget,
+    schedule: Schedule | None = None,
+) -> Kernel:
+    """Kernel of one node. inputs: layouts of its operands, in the order of ``nodes.operands``; schedule: one of
+    ``schedules_for``, by default the first."""
     match node:
         case InputQuantize():
             return input_quantize(node, result, scheme)
         case Conv2d() if node.groups > 1:
             return grouped_conv2d(node, inputs[0], inputs[1:], result)
         case Conv2d() | Linear():
-            return conv2d(node, inputs[0], inputs[1:], result, target)
+            return conv2d(node, inputs[0], inputs[1:], result, target, schedule)
         case Add():
             return add(node, inputs, result)
         case AvgPool2d():

@@ -44,28 +44,13 @@ from intcert.compile.kernels.cuda.mma import (
     multiply,
     wait,
 )
+from intcert.compile.kernels.cuda.tile import WARPS, MmaTile, choose_tile, tiles_for
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
 from intcert.compile.layout import Layout, round_up
 from intcert.compile.nodes import Conv2d, Linear
 from intcert.targets import CudaTarget, MmaUnit
 
-WARPS = 4
 CHUNK_WORDS = CHUNK // WORD
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a block makes at a time: rows x columns sums, from slices of ``depth`` bytes; warps side by side in both."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: tuple[int, int]
-
-    @property
-    def warp(self) -> tuple[int, int]:
-        """Rows and columns of one warp."""
-        return self.rows // self.warps[0], self.columns // self.warps[1]
 
 
 @dataclass(frozen=True)
@@ -111,10 +96,9 @@ class ConvSpec:
 
     unit: MmaUnit
     asynchronous: bool
-    stages: int
     windows: Windows
     epilogue: Epilogue
-    tile: Tile
+    tile: MmaTile
 
     @property
     def slices(self) -> int:
@@ -126,33 +110,42 @@ class ConvSpec:
         return -(-self.windows.result.stride // self.tile.columns)
 
 
-def conv2d(node: Conv2d | Linear, source: Layout, terms: list[Layout], result: Layout, target: CudaTarget) -> Kernel:
-    """Kernel of an ungrouped convolution or of a linear layer."""
-    if isinstance(node, Linear):
-        weight = node.weight[:, None, None, :]
-        windows = Windows(source, result, (1, 1), (1, 1), (0, 0), (1, 1), 0)
-    else:
-        weight = node.weight
-        windows = Windows(
-            source, result, weight.shape[1:3], node.stride, node.padding[:2], node.dilation, node.pad_value
-        )
+def conv2d(
+    node: Conv2d | Linear,
+    source: Layout,
+    terms: list[Layout],
+    result: Layout,
+    target: CudaTarget,
+    tile: MmaTile | None = None,
+) -> Kernel:
+    """Kernel of an ungrouped convolution or of a linear layer. tile: one of ``conv2d_tiles``, by default the first."""
+    weight = _weight(node)
+    windows = windows_of(node, source, result)
     dtypes = tuple(term.dtype for term in terms)
     epilogue, constants = plan_epilogue(node.requant, node.clamp, node.bias, dtypes, result.stride)
-    tile = choose_tile(windows.inner, result.stride)
-    spec = ConvSpec(target.mma, target.async_copy, target.stages, windows, epilogue, tile)
-    return Kernel(f"conv2d.mma.{target.mma.shape}", _function(spec), (pack_weights(spec, weight), *constants))
+    tile = tile or choose_tile(windows.inner, result.stride, target)
+    spec = ConvSpec(target.mma, target.async_copy, windows, epilogue, tile)
+    name = f"conv2d.mma.{target.mma.shape}"
+    return Kernel(name, _function(spec), (pack_weights(spec, weight), *constants), schedule=tile)
 
 
-def choose_tile(inner: int, channels: int) -> Tile:
-    """Tile for a window of ``inner`` bytes and so many stored output channels.
+def conv2d_tiles(node: Conv2d | Linear, source: Layout, result: Layout, target: CudaTarget) -> tuple[MmaTile, ...]:
+    """The tiles that ``conv2d`` takes, its own choice first."""
+    windows = windows_of(node, source, result)
+    return tiles_for(windows.inner, result.stride, windows.granule, target)
 
-    Columns divide the channels, so that none is computed twice; slices are as deep as wastes nothing, since deeper ones
-    need fewer barriers.
-    """
-    depth = min((64, 32), key=lambda size: (round_up(inner, size), -size))
-    if channels % 128 == 0 and inner >= 256:
-        return Tile(128, 128, depth, (2, 2))
-    return Tile(128, next(size for size in (64, 32, 16) if channels % size == 0), depth, (WARPS, 1))
+
+def _weight(node: Conv2d | Linear) -> np.ndarray:
+    """int8[O, KH, KW, I]."""
+    return node.weight[:, None, None, :] if isinstance(node, Linear) else node.weight
+
+
+def windows_of(node: Conv2d | Linear, source: Layout, result: Layout) -> Windows:
+    """The windows of an ungrouped convolution, or of a linear layer."""
+    if isinstance(node, Linear):
+        return Windows(source, result, (1, 1), (1, 1), (0, 0), (1, 1), 0)
+    kernel = node.weight.shape[1:3]
+    return Windows(source, result, kernel, node.stride, node.padding[:2], node.dilation, node.pad_value)
 
 
 def _channels(columns: int) -> np.ndarray:
@@ -171,7 +164,7 @@ def pack_weights(spec: ConvSpec, weight: np.ndarray) -> np.ndarray:
     inner[:, : windows.inner] = dense.reshape(len(dense), -1)
     # [column tile, warp, channel of the warp, slice, step, half of the step, quarter, 4 bytes]
     columns = tile.warp[1]
-    split = inner.reshape(spec.column_tiles, tile.warps[1], columns, spec.slices, tile.depth // DEPTH, 2, 4, WORD)[
+    split = inner.reshape(spec.column_tiles, tile.column_warps, columns, spec.slices, tile.depth // DEPTH, 2, 4, WORD)[
         :, :, _channels(columns)
     ]
     # [column tile, warp, B's tile, column, slice, step, half, quarter, bytes]; a lane has a column and a quarter.
@@ -219,8 +212,8 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
         first_row = block // spec.column_tiles * tile.rows
         column_tile = block % spec.column_tiles
         lane, warp = thread % LANES, thread // LANES
-        warp_row, warp_column = warp // tile.warps[1], warp % tile.warps[1]
-        a_slices, b_slices = shared(spec.stages * a_words, "uint32"), shared(spec.stages * b_words, "uint32")
+        warp_row, warp_column = warp // tile.column_warps, warp % tile.column_warps
+        a_slices, b_slices = shared(tile.stages * a_words, "uint32"), shared(tile.stages * b_words, "uint32")
         sums = registers(row_tiles * column_tiles * 4, "uint32")
         a, b = registers(4 * row_tiles, "uint32"), registers(4 * (column_tiles // 2), "uint32")
         # Per row that this thread copies: its image's first pixel (-1: no row), and the window's first row and column.
@@ -292,7 +285,7 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
                 with unroll(row_tiles) as row_tile, unroll(2) as half:
                     bias = narrow[channel_of(word) + j].astype("uint32")
                     store(sums, sum_of(row_tile, half, word, j), bias)
-        ahead = spec.stages - 1
+        ahead = tile.stages - 1
         for number in range(ahead):
             if number < spec.slices:
                 fetch(tirx.const(number, "int32"), tirx.const(number, "int32"))
@@ -301,9 +294,9 @@ def _function(spec: ConvSpec) -> tirx.PrimFunc:
             wait(spec.asynchronous, ahead - 1)
             barrier()
             with when(number + ahead < spec.slices):
-                fetch(number + ahead, (number + ahead) % spec.stages)
+                fetch(number + ahead, (number + ahead) % tile.stages)
             commit(spec.asynchronous)
-            stage = number % spec.stages
+            stage = number % tile.stages
             with unroll(steps) as step:
                 with unroll(row_tiles) as row_tile:
                     row = warp_row * tile.warp[0] + row_tile * ROWS + lane % ROWS
