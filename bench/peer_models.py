@@ -125,6 +125,11 @@ def _onnx(files: ModelFiles, path: Path) -> None:
 
 def _qdq(files: ModelFiles, path: Path) -> None:
     """ONNX Runtime's static quantization: uint8 activations, int8 weights per output channel."""
+    _quantize(files, path, activations="QUInt8")
+
+
+def _quantize(files: ModelFiles, path: Path, activations: str, **options: bool) -> None:
+    """Static quantization with quantize and dequantize nodes. activations: a QuantType; options: extra ones."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -143,11 +148,17 @@ def _qdq(files: ModelFiles, path: Path) -> None:
         str(path),
         Reader(),
         quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType[activations],
         weight_type=QuantType.QInt8,
         per_channel=True,
+        extra_options=options,
     )
     folded.unlink()
+
+
+def _tensorrt(files: ModelFiles, path: Path) -> None:
+    """What TensorRT takes: int8 on both sides, every zero point 0, biases in float."""
+    _quantize(files, path, activations="QInt8", ActivationSymmetric=True, QuantizeBias=False)
 
 
 def _nncf(files: ModelFiles, path: Path) -> None:
@@ -220,6 +231,7 @@ FORMS = {
     "float.pth": Form(_float_weights),
     "float.onnx": Form(_onnx, ("float.pth",)),
     "qdq.onnx": Form(_qdq, ("float.onnx",)),
+    "tensorrt.onnx": Form(_tensorrt, ("float.onnx",)),
     "nncf.xml": Form(_nncf, ("float.onnx",)),
     "inductor.pt2": Form(_inductor_program, ("float.pth",)),
     "intcert.pt2": Form(_program, ("float.pth",)),
