@@ -63,13 +63,15 @@ def convolution_graph(
     groups: int = 1,
     dtype: str = "uint8",
     residual: int = 0,
+    pad_value: int = 0,
 ) -> IntegerGraph:
     """One convolution of an image of this shape, whose every result is a logit; padded by half a window.
 
-    dtype: of its operand; residual: how many terms are added to it, all one result of another convolution.
+    dtype: of its operand; residual: how many terms are added to it, all one result of another convolution; pad_value:
+    what its operand is padded with.
     """
     return _Builder(np.random.default_rng(seed), scheme, input_shape).build_convolution(
-        outputs, kernel, stride, dilation, groups, dtype, residual
+        outputs, kernel, stride, dilation, groups, dtype, residual, pad_value
     )
 
 
@@ -125,6 +127,7 @@ class _Builder:
         groups: int,
         dtype: str,
         residual: int,
+        pad_value: int,
     ) -> IntegerGraph:
         least, most = STORED_RANGE[dtype]
         self.emit(replace(self.input_quantize(), clamp=Clamp(dtype, least, most)))
@@ -135,7 +138,7 @@ class _Builder:
             reach = np.abs(weight.astype(np.int64)).sum((1, 2, 3)) * self.magnitude(0)
             terms = (partner,) * count
             bias, requant = self.requantize(reach, terms)
-            node = Conv2d(0, weight, bias, stride, padding, dilation, groups, 0, requant, self.clamp(), terms)
+            node = Conv2d(0, weight, bias, stride, padding, dilation, groups, pad_value, requant, self.clamp(), terms)
             partner = self.emit(node)
         self.emit(Flatten(partner))
         return self.graph()

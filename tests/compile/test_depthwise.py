@@ -24,6 +24,10 @@ SHAPES = [  # input shape, kernel, options
     pytest.param((8, 17, 16), (7, 7), {"stride": (1, 3)}, id="7x7, stride 3"),
     pytest.param((9, 1, 40), (3, 1), {}, id="one column"),
     pytest.param((4, 9, 18), (1, 2), {}, id="1x2"),
+    pytest.param((3, 4, 40), (9, 7), {"residual": 2}, id="no window inside the image"),
+    pytest.param((5, 9, 40), (3, 3), {"pad_value": 100}, id="3x3, padded by 100"),
+    pytest.param((2, 9, 40), (5, 3), {"pad_value": 100}, id="5x3, padded by 100"),
+    pytest.param((4, 9, 40), (4, 2), {"stride": (3, 1)}, id="4x2, whole pairs of rows"),
     pytest.param((7, 12, 17), (3, 3), {"dilation": (2, 1)}, id="dilated rows"),
     pytest.param((7, 12, 17), (3, 3), {"dilation": (1, 2)}, id="dilated columns"),
 ]

@@ -25,7 +25,10 @@ FAMILIES = [  # kernel, target, input shape, outputs, kernel size, options
     pytest.param("conv2d.vpdpbusd", "x86-vnni", (5, 7, 20), 40, (3, 3), {"residual": 1}, id="dot, vnni"),
     pytest.param("conv2d.vpmaddwd", "x86", (5, 7, 20), 40, (1, 1), {}, id="dot, avx2"),
     pytest.param("depthwise.vpdpbusd", "x86-vnni", (4, 9, 24), 24, (3, 3), {"groups": 24}, id="depthwise dot"),
-    pytest.param("depthwise.mul", "x86", (4, 9, 24), 24, (3, 3), {"groups": 24}, id="depthwise"),
+    pytest.param("depthwise.vpmaddwd", "x86", (4, 9, 24), 24, (3, 3), {"groups": 24}, id="depthwise, pairs of rows"),
+    pytest.param(
+        "depthwise.mul", "x86-vnni", (4, 9, 24), 24, (3, 3), {"groups": 24, "dilation": (1, 2)}, id="depthwise"
+    ),
 ]
 
 
