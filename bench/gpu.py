@@ -91,8 +91,10 @@ def main(
             return
         result = {"machine": machine_facts(PACKAGES), "sigma": SIGMA, "n": n, "networks": {}}
         if sanitize:
-            command = [sys.executable, __file__, "--folder", str(folder), "--target", target, "--network", SANITIZED]
-            result["sanitizers"] = {tool: sanitized(tool, [*command, "--check-only"]) for tool in SANITIZERS}
+            build(ModelFiles(SANITIZED, folder), target, NETWORKS[SANITIZED].checked, database)
+            same = ("--folder", str(folder), "--target", target, "--db", database)
+            command = [sys.executable, __file__, *same, "--network", SANITIZED, "--check-only"]
+            result["sanitizers"] = {tool: sanitized(tool, command) for tool in SANITIZERS}
             for tool, verdict in result["sanitizers"].items():
                 click.echo(f"{tool}: {verdict}")
         result["checked"] = {name: checked(name, path) for name, path in artifacts.items()}
@@ -139,13 +141,13 @@ def peer_rates(files: ModelFiles, image: np.ndarray, n: int, rounds: int) -> Ite
 
 
 def sanitized(tool: str, command: list[str]) -> str:
-    """What one of compute-sanitizer's tools says of a command: its last line."""
+    """What one of compute-sanitizer's tools says of a command: its last line, or the command's own."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return "compute-sanitizer is not installed"
     words = [program, "--tool", tool, "--error-exitcode", "9", *command]
     done = subprocess.run(words, capture_output=True, text=True)
-    last = ([line for line in done.stdout.splitlines() if line.strip()] or ["no output"])[-1]
+    last = ([line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no output"])[-1]
     return f"exit code {done.returncode}, {last.strip(' =')}"
 
 
