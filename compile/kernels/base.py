@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -116,11 +116,14 @@ def splat(value: Expr | int, dtype: str, lanes: int) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
+def shuffled(vectors: list[Expr], indices: Iterable[int]) -> Expr:
+    """Elements of vectors of one length, which are counted on from one vector to the next."""
+    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in indices])
+
+
 def part(value: Expr, start: int, lanes: int) -> Expr:
     """``lanes`` neighbouring elements of a vector."""
-    if value.ty.dtype.lanes == lanes:
-        return value
-    return tirx.Shuffle([value], [tirx.const(i, "int32") for i in range(start, start + lanes)])
+    return value if value.ty.dtype.lanes == lanes else shuffled([value], range(start, start + lanes))
 
 
 def joined(vectors: list[Expr]) -> Expr:
@@ -128,7 +131,7 @@ def joined(vectors: list[Expr]) -> Expr:
     if len(vectors) == 1:
         return vectors[0]
     lanes = sum(value.ty.dtype.lanes for value in vectors)
-    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in range(lanes)])
+    return shuffled(vectors, range(lanes))
 
 
 def _index(start: Index, lanes: int) -> Index:

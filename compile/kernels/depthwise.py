@@ -27,6 +27,8 @@ from intcert.compile.kernels.base import (
     kernel_function,
     local,
     loop,
+    part,
+    shuffled,
     splat,
     store,
     vector,
@@ -280,12 +282,10 @@ def _operands(spec: DepthwiseSpec, rows: list[Expr]) -> list[Expr]:
         return [rows[0].astype(f"int32x{LANES}")]
     lanes = spec.unit.lanes
     if len(rows) == 1:
-        halves = [[tirx.const(begin + i, "int32") for i in range(lanes)] for begin in range(0, LANES, lanes)]
-        parts = [tirx.Shuffle(rows, half) for half in halves]
-        return [tirx.reinterpret(f"int16x{2 * lanes}", part.astype(f"int32x{lanes}")) for part in parts]
-    halves = [[begin + i // 2 + LANES * (i % 2) for i in range(2 * lanes)] for begin in range(0, LANES, lanes)]
-    pairs = [tirx.Shuffle(rows, [tirx.const(i, "int32") for i in half]) for half in halves]
-    return [pair.astype(f"int16x{2 * lanes}") for pair in pairs]
+        wide = [part(rows[0], begin, lanes).astype(f"int32x{lanes}") for begin in range(0, LANES, lanes)]
+        return [tirx.reinterpret(f"int16x{2 * lanes}", half) for half in wide]
+    pairs = shuffled(rows, [i // 2 + LANES * (i % 2) for i in range(2 * LANES)])
+    return [part(pairs, begin, 2 * lanes).astype(f"int16x{2 * lanes}") for begin in range(0, 2 * LANES, 2 * lanes)]
 
 
 def _filled(spec: DepthwiseSpec) -> list[Expr]:

@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, store, vector
+from intcert.compile.kernels.base import Expr, Kernel, clipped, kernel_function, local, loop, shuffled, store, vector
 from intcert.compile.kernels.depthwise import DepthwiseTile, depthwise_tiles
 from intcert.compile.kernels.dot import activation_offset, dot_registers, wrapped_bias
 from intcert.compile.kernels.epilogue import Epilogue, plan_epilogue
@@ -137,7 +137,7 @@ def _function(spec: DepthwiseDotSpec) -> tirx.PrimFunc:
             for first in range(0, columns, spec.shared):
                 at = corner + kh * geometry.dilation[0] * row + first * geometry.stride[1] * staging.pixel
                 four = vector(staged, at + group * register, register)
-                store(pixels, 0, _shuffled(_shuffled(four, _DWORDS), _BYTES), register)
+                store(pixels, 0, shuffled([shuffled([four], _DWORDS)], _BYTES), register)
                 for shift, column in enumerate(range(first, min(first + spec.shared, columns))):
                     slot = column * unit.lanes
                     weight = block * per_block + ((kh * spec.groups + group) * spec.shared + shift) * register
@@ -167,7 +167,3 @@ def _function(spec: DepthwiseDotSpec) -> tirx.PrimFunc:
                 )
 
     return kernel_function(parameters, body)
-
-
-def _shuffled(values: Expr, indices: list[int]) -> Expr:
-    return tirx.Shuffle([values], [tirx.const(i, "int32") for i in indices])

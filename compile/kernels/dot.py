@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, Index, typed, vector
+from intcert.compile.kernels.base import Expr, Index, shuffled, typed, vector
 from intcert.compile.layout import round_up
 from intcert.targets import DotUnit, Target
 
@@ -73,7 +73,7 @@ def _dot_pairs(unit: DotUnit, accumulator: Expr, activations: Load, weights: Loa
     for half in (0, 1):
         if unit.steps > 1:
             words = tirx.reinterpret(typed("int16", 2 * unit.steps), activations(0, unit.steps * unit.depth))
-            everywhere = _shuffled(words, [2 * step + half] * 4)
+            everywhere = shuffled([words], [2 * step + half] * 4)
         else:
             everywhere = tirx.Broadcast(tirx.reinterpret("int16", activations(2 * half, 2)), 4)
         own = weights(8 * half, 8)
@@ -85,10 +85,8 @@ def _dot_pairs(unit: DotUnit, accumulator: Expr, activations: Load, weights: Loa
 
 def _dot_matrices(accumulator: Expr, activations: list[Expr], weights: Expr, step: int) -> Expr:
     """u8 x s8, eight products of two pixels with two channels (ARMv8.6 FEAT_I8MM)."""
-    own = [tirx.const(16 * row + 8 * step + i, "int32") for row in range(2) for i in range(8)]
-    return tirx.call_llvm_pure_intrin(
-        "int32x4", "llvm.aarch64.neon.usmmla.v4i32.v16i8", accumulator, tirx.Shuffle(activations, own), weights
-    )
+    own = shuffled(activations, [16 * row + 8 * step + i for row in range(2) for i in range(8)])
+    return tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.usmmla.v4i32.v16i8", accumulator, own, weights)
 
 
 def dot_unit(target: Target, weight: np.ndarray, pixels: int = 1) -> DotUnit:
@@ -112,7 +110,7 @@ def dot(unit: DotUnit, accumulator: Expr, rows: list[Load], weights: Load, step:
     if unit.pairs:
         return _dot_pairs(unit, accumulator, activations, weights, step)
     words = tirx.reinterpret(typed("int32", unit.steps), activations(0, unit.steps * unit.depth))
-    everywhere = _shuffled(words, [step] * unit.lanes) if unit.steps > 1 else tirx.Broadcast(words, unit.lanes)
+    everywhere = shuffled([words], [step] * unit.lanes) if unit.steps > 1 else tirx.Broadcast(words, unit.lanes)
     register = typed(unit.activation, unit.lanes * unit.depth)
     return dot_registers(unit, accumulator, tirx.reinterpret(register, everywhere), weights(0, unit.lanes * unit.depth))
 
@@ -120,10 +118,6 @@ def dot(unit: DotUnit, accumulator: Expr, rows: list[Load], weights: Load, step:
 def dot_registers(unit: DotUnit, accumulator: Expr, activations: Expr, weights: Expr) -> Expr:
     """accumulator + products, where every lane has ``depth`` activations of its own."""
     return _UNITS[unit.name](accumulator, activations, weights)
-
-
-def _shuffled(values: Expr, indices: list[int]) -> Expr:
-    return tirx.Shuffle([values], [tirx.const(i, "int32") for i in indices])
 
 
 def activation_offset(unit: DotUnit, dtype: str) -> int:

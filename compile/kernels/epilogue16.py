@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, splat
+from intcert.compile.kernels.base import Expr, shuffled, splat
 
 if TYPE_CHECKING:
     from intcert.compile.kernels.epilogue import Epilogue, Load
@@ -40,7 +40,7 @@ def packed_result(
         bytes_ = tirx.max(bytes_, splat(plan.lo, plan.dtype, 64))
     if plan.hi < most:
         bytes_ = tirx.min(bytes_, splat(plan.hi, plan.dtype, 64))
-    return _shuffle([bytes_], _TRANSPOSED[: LANES * count])
+    return shuffled([bytes_], _TRANSPOSED[: LANES * count])
 
 
 def _half(
@@ -76,10 +76,10 @@ def _pack32(registers: list[Expr]) -> Expr:
 def _widened(term: Expr, dtype: str, count: int, half: int) -> Expr:
     """int16x32: stored elements << 7 of registers 2 half and 2 half + 1, interleaved as the packs do."""
     indices = [i % (LANES * count) for i in _TRANSPOSED]
-    transposed = _shuffle([term] * (REGISTERS // count), indices)
+    transposed = shuffled([term] * (REGISTERS // count), indices)
     # A zero byte below each element makes it a word << 8.
     here = [16 * lane + 8 * half + i for lane in range(4) for i in range(8)]
-    bytes_ = _shuffle([splat(0, dtype, 64), transposed], [i for position in here for i in (position, 64 + position)])
+    bytes_ = shuffled([splat(0, dtype, 64), transposed], [i for position in here for i in (position, 64 + position)])
     word = "uint16" if dtype == "uint8" else "int16"
     return tirx.reinterpret("int16x32", tirx.reinterpret(f"{word}x32", bytes_) >> splat(1, word, 32))
 
@@ -91,10 +91,6 @@ def _high_multiply(value: Expr, multiplier: Expr) -> Expr:
 
 def _broadcast(value: Expr) -> Expr:
     return splat(value.astype("int16"), "int16", 32)
-
-
-def _shuffle(vectors: list[Expr], indices: list[int]) -> Expr:
-    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in indices])
 
 
 def _intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from intcert.compile.kernels.base import Expr, joined, part, splat, typed
+from intcert.compile.kernels.base import Expr, joined, part, shuffled, splat, typed
 
 if TYPE_CHECKING:
     from intcert.compile.kernels.epilogue import Epilogue, Load
@@ -137,7 +137,7 @@ def _q31(
 def _to_bytes(plan: Epilogue, names: dict[str, str], words: Expr, lanes: int, *shift: Expr) -> Expr:
     """8-bit vector of an int16 vector, saturated to the stored dtype; eight lanes an instruction."""
     if lanes < 8:
-        words = tirx.Shuffle([words, words], [tirx.const(i, "int32") for i in range(8)])
+        words = shuffled([words, words], range(8))
     parts = [part(words, start, 8) for start in range(0, max(lanes, 8), 8)]
     bytes_ = joined([_call(plan.dtype, 8, names[plan.dtype], eight, *shift) for eight in parts])
     return bytes_ if lanes >= 8 else part(bytes_, 0, lanes)
