@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ class GpuSession:
         except Exception as error:
             if "out of memory" not in str(error):
                 raise
-            raise WrongDeviceError(too_little_memory(artifact, free, self.chunk)) from None
+            message = too_little_memory(str(artifact.path), manifest.arena_bytes, free, self.chunk)
+            raise WrongDeviceError(message) from None
 
     def counts(self, x: np.ndarray, key: int, first: int, n: int) -> np.ndarray:
         """See ``Session.counts``.
@@ -187,16 +189,16 @@ def choose_chunk(artifact: Artifact, free: int, cache: int) -> int:
     free, cache: bytes. Raises WrongDeviceError where not even 64 samples fit.
     """
     manifest = artifact.manifest
-    chunk = fitting_chunk(manifest.arena_bytes + 2 * int(np.prod(manifest.input_shape)), free, cache)
-    if chunk == 0:
-        raise WrongDeviceError(too_little_memory(artifact, free, ROW))
-    return chunk
+    return fitting_chunk(str(artifact.path), manifest.arena_bytes, math.prod(manifest.input_shape), free, cache)
 
 
-def fitting_chunk(sample_bytes: int, free: int, cache: int) -> int:
-    """``choose_chunk`` for samples that take so many bytes each; 0 where not even 64 of them fit."""
-    most = min(int(_FREE_SHARE * free) // sample_bytes, _INDEX_LIMIT // sample_bytes) // ROW * ROW
-    return min(max(-(-cache // sample_bytes // ROW) * ROW, _LEAST_CHUNK), most)
+def fitting_chunk(name: str, arena_bytes: int, dimension: int, free: int, cache: int) -> int:
+    """``choose_chunk`` of a network with so many bytes of activations and coordinates. name: for the error."""
+    each = arena_bytes + 2 * dimension
+    most = min(int(_FREE_SHARE * free) // each, _INDEX_LIMIT // each) // ROW * ROW
+    if most == 0:
+        raise WrongDeviceError(too_little_memory(name, arena_bytes, free, ROW))
+    return min(max(-(-cache // each // ROW) * ROW, _LEAST_CHUNK), most)
 
 
 def memory_of(place: tvm.Device) -> tuple[int, int]:
@@ -204,12 +206,11 @@ def memory_of(place: tvm.Device) -> tuple[int, int]:
     return place.available_global_memory or 0, place.l2_cache_size_bytes or _CACHE
 
 
-def too_little_memory(artifact: Artifact, free: int, chunk: int) -> str:
+def too_little_memory(name: str, arena_bytes: int, free: int, chunk: int) -> str:
     """What a user is told whose GPU cannot hold a chunk."""
-    needed = chunk * artifact.manifest.arena_bytes
     return (
-        f"{artifact.path} needs {needed >> 20:,} MiB on the GPU for {chunk} samples, and {free >> 20:,} MiB are free; "
-        "end other programs that use it"
+        f"{name} needs {chunk * arena_bytes >> 20:,} MiB on the GPU for {chunk} samples, and {free >> 20:,} MiB are "
+        "free; end other programs that use it"
     )
 
 

@@ -313,28 +313,31 @@ def load_library(artifact: Artifact) -> Any:
             f"{artifact.path} was built with TVM {needed} but this machine has {tvm.__version__}; "
             "compile the model again"
         )
-    digest = artifact.manifest.members[LIBRARY]
-    with _loading:
-        if digest not in _loaded:
-            try:
-                _loaded[digest] = _load(artifact.library, digest)
-            except (RuntimeError, OSError) as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise ArtifactError(
-                    f"{artifact.path} has a library that does not load ({reason}); compile the model again"
-                ) from error
-        return _loaded[digest]
+    try:
+        module = load_module(artifact.library, artifact.manifest.members[LIBRARY])
+        if not module.implements_function("vm_load_executable"):
+            raise RuntimeError("there is no TVM virtual machine code in it")
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(
+            f"{artifact.path} has a library that does not load ({reason}); compile the model again"
+        ) from error
+    return module
 
 
-def _load(library: bytes, digest: str) -> Any:
+def load_module(library: bytes, digest: str) -> Any:
+    """A shared library as a TVM module, loaded once a process. digest: SHA-256 in hex of its bytes.
+
+    Raises RuntimeError or OSError.
+    """
     import tvm
 
-    # dlopen knows a library by its path and never reads one path twice, so each content needs a path of its own.
-    with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
-        file = Path(folder, f"{digest}.so")
-        file.write_bytes(library)
-        # The mapping outlives the name: a process that is killed leaves no file behind.
-        module = tvm.runtime.load_module(str(file))
-    if not module.implements_function("vm_load_executable"):
-        raise RuntimeError("there is no TVM virtual machine code in it")
-    return module
+    with _loading:
+        if digest not in _loaded:
+            # dlopen knows a library by its path and never reads one path twice, so each content needs one of its own.
+            with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
+                file = Path(folder, f"{digest}.so")
+                file.write_bytes(library)
+                # The mapping outlives the name: a process that is killed leaves no file behind.
+                _loaded[digest] = tvm.runtime.load_module(str(file))
+        return _loaded[digest]

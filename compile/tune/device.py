@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from intcert.compile.tune.program import ENTRY, Program
-from intcert.runtime.session import cpu_name
+from intcert.runtime.session import cpu_name, load_module
 
 RUN_SECONDS = 1e-3  # a timed run lasts at least this long
 
@@ -135,21 +133,9 @@ class LocalDevice:
         return self._worker.call(_run, program.library, memory)
 
 
-_loaded: dict[str, Any] = {}  # modules by their library's hash: TVM keeps references into libraries
-
-
 def load(library: bytes) -> Any:
-    """The module of a library, loaded once a process."""
-    import tvm
-
-    digest = hashlib.sha256(library).hexdigest()
-    if digest not in _loaded:
-        # dlopen knows a library by its path, so each content needs a path of its own.
-        with tempfile.TemporaryDirectory(prefix="intcert-") as folder:
-            path = Path(folder, f"{digest}.so")
-            path.write_bytes(library)
-            _loaded[digest] = tvm.runtime.load_module(str(path))
-    return _loaded[digest]
+    """The module of a program's library."""
+    return load_module(library, hashlib.sha256(library).hexdigest())
 
 
 def _run(library: bytes, memory: np.ndarray) -> np.ndarray:

@@ -37,19 +37,12 @@ class GpuDevice:
         self._target, self._memory = target.name, memory_of(place)
         self._worker = Worker(timeout)
 
-    def chunk(self, sample_bytes: int) -> int:
-        """Images at once, as a session chooses them whose samples take so many bytes each.
+    def chunk(self, arena_bytes: int, dimension: int) -> int:
+        """Images at once, as a session chooses them for a network's activations and coordinates.
 
         Raises WrongDeviceError where too few fit.
         """
-        free, cache = self._memory
-        chunk = fitting_chunk(sample_bytes, free, cache)
-        if chunk == 0:
-            raise WrongDeviceError(
-                f"this network takes {sample_bytes:,} bytes an image, and {free >> 20:,} MiB are free on the GPU; end "
-                "other programs that use it"
-            )
-        return chunk
+        return fitting_chunk("the network", arena_bytes, dimension, *self._memory)
 
     def measure(self, programs: Sequence[Program], rounds: int) -> np.ndarray:
         return self._ask(_measure, self._target, list(programs), rounds)

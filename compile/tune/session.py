@@ -101,7 +101,9 @@ def tune(
         if isinstance(target, CudaTarget) and device is None:
             nvcc()
             device = stack.enter_context(GpuDevice(target, timeout))
-            chunk = chunk or device.chunk(_sample_bytes(graph, target))
+            if chunk is None:
+                plan = make_plan(graph, noise_law(SIGMA), target)
+                chunk = device.chunk(plan.arena_bytes, graph.dimension)
         elif device is None:
             if target not in runnable():
                 raise WrongDeviceError(
@@ -117,11 +119,6 @@ def tune(
         with Journal(Path(f"{os.fspath(path)}.trials"), header) as journal:
             session = _Session(worker, device, database, journal, Path(path), trials, timeout)
             return session.tune(graph, target, name, chunk, watch)
-
-
-def _sample_bytes(graph: IntegerGraph, target: CudaTarget) -> int:
-    """Bytes that a sample takes in a session on the GPU."""
-    return make_plan(graph, noise_law(SIGMA), target).arena_bytes + 2 * graph.dimension
 
 
 def _open_database(path: Path, target: Target | CudaTarget, machine: dict[str, str]) -> Database:

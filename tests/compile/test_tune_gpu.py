@@ -13,6 +13,7 @@ import pytest
 import tvm
 from random_models import convolution_graph, random_input
 from simt import Machine
+from test_tune import layer_of
 
 pytest.importorskip("xgboost")
 
@@ -22,7 +23,6 @@ from intcert.compile.kernels.cuda.tile import MmaTile
 from intcert.compile.layer import Layer, layers_of, tunable
 from intcert.compile.library_cuda import device_target
 from intcert.compile.lower_cuda import lower_cuda, lower_cuda_steps
-from intcert.compile.nodes import Conv2d
 from intcert.compile.plan import Step, make_plan
 from intcert.compile.reference import run
 from intcert.compile.tune import gpu as tune_gpu
@@ -115,10 +115,6 @@ def graph_of(name: str) -> IntegerGraph:
     return convolution_graph(7, "q15", shape, outputs, kernel, **options)
 
 
-def layer_of(graph: IntegerGraph, target: CudaTarget, batch: int) -> Layer:
-    return next(layer for layer in reversed(layers_of(graph, batch, target)) if isinstance(layer.node, Conv2d))
-
-
 def require_exact(layer: Layer, tile: MmaTile) -> None:
     program, operands = layer_program(layer, tile), check_cases(layer, 5)[0]
     found = result_of(program, layer, EmulatedGpu().run(program, with_operands(program, layer, operands)))
@@ -208,12 +204,12 @@ def test_a_gpu_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_gpu, "open_gpu", lambda needs, otherwise: a_gpu("8.6", 40 << 30))
     with GpuDevice(AMPERE, 30) as device:
         assert device.cpu == "a GPU"
-        assert device.chunk(100 << 10) == 512
+        assert device.chunk(97 << 10, 3 << 9) == 512
     with pytest.raises(WrongDeviceError, match=r"cuda-sm90 has no code for the GPU here \(a GPU, sm_86\)"):
         GpuDevice(find("cuda-sm90"), 30)
     monkeypatch.setattr(tune_gpu, "open_gpu", lambda needs, otherwise: a_gpu("8.6", 1 << 20))
     with GpuDevice(AMPERE, 30) as device, pytest.raises(WrongDeviceError, match="1 MiB are free"):
-        device.chunk(100 << 10)
+        device.chunk(97 << 10, 3 << 9)
 
 
 @pytest.mark.skipif(bool(tvm.cuda(0).exist), reason="this machine has a GPU")
