@@ -13,21 +13,21 @@ nothing is timed then. With --sanitize, compute-sanitizer's tools watch the chec
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import click
 import numpy as np
-from gpu_ceilings import Ceilings, LayerShare, layer_shares, measure_ceilings
+from gpu_ceilings import LayerShare, layer_shares, measure_ceilings
 from gpu_peers import Rate, rate, tensorrt_rates, torch_rates
 from peer_models import SIGMA, ModelFiles
+from results import write_table
 
 from intcert.cli.failure import ANSWER_IS_NO, Failure
 from intcert.compile.build import compile_artifact
@@ -36,7 +36,7 @@ from intcert.compile.graph import IntegerGraph
 from intcert.compile.reference import ReferenceSession
 from intcert.runtime import CertificateParameters, Session, certify, load_table, read_artifact
 from intcert.runtime.artifact import Artifact
-from intcert.runtime.benchmark import LayerTime, benchmark, machine_facts
+from intcert.runtime.benchmark import benchmark, machine_facts
 from intcert.runtime.errors import IntcertError
 from intcert.runtime.gpu import GpuSession
 from intcert.targets import find
@@ -84,14 +84,17 @@ def main(
     output: Path,
 ) -> None:
     """Build, check and time the GPU's kernels."""
-    names = names or tuple(NETWORKS)
+
+    def built(name: str) -> Path:
+        return build(ModelFiles(name, folder), target, NETWORKS[name].checked, database)
+
     try:
-        artifacts = {name: build(ModelFiles(name, folder), target, NETWORKS[name].checked, database) for name in names}
+        artifacts = {name: built(name) for name in names or NETWORKS}
         if build_only:
             return
         result = {"machine": machine_facts(PACKAGES), "sigma": SIGMA, "n": n, "networks": {}}
         if sanitize:
-            build(ModelFiles(SANITIZED, folder), target, NETWORKS[SANITIZED].checked, database)
+            built(SANITIZED)
             same = ("--folder", str(folder), "--target", target, "--db", database)
             command = [sys.executable, __file__, *same, "--network", SANITIZED, "--check-only"]
             result["sanitizers"] = {tool: sanitized(tool, command) for tool in SANITIZERS}
@@ -124,7 +127,8 @@ def measure(
             details = measured.to_json()
             details["certify_100000_seconds"] = certification_seconds(session, expected["image"], 100_000)
             result["networks"][name] = details
-        shares[name] = shares_of(artifact, measured.layers, ceilings)
+        graph, target = IntegerGraph.from_bytes(artifact.graph), find(artifact.manifest.target)
+        shares[name] = layer_shares(graph, target, measured.layers, ceilings)
         rates += peer_rates(ModelFiles(name, folder), expected["image"], n, rounds)
     result["rates"] = [asdict(rate) for rate in rates]
     write(output, result, rates, shares)
@@ -189,12 +193,6 @@ def checked(name: str, path: Path) -> str:
     return found
 
 
-def shares_of(artifact: Artifact, times: Iterable[LayerTime], ceilings: Ceilings) -> list[LayerShare]:
-    """Every layer's share of what the GPU reaches."""
-    target = find(artifact.manifest.target)
-    return list(layer_shares(IntegerGraph.from_bytes(artifact.graph), target, tuple(times), ceilings))
-
-
 def check(session: Session, expected: dict[str, np.ndarray]) -> None:
     """Raise Failure unless a session counts what the reference counted."""
     for first, rows in zip(FIRSTS, expected["rows"], strict=True):
@@ -245,14 +243,6 @@ def write(output: Path, result: dict[str, object], rates: list[Rate], shares: di
         for s in found:
             times = f"{s.us:9.3f} us {s.of_products:6.1%} of int8 {s.of_bytes:6.1%} of copies"
             click.echo(f"{name:9} {s.name:24} {s.kernel:16} {s.shape:>16} {times}")
-
-
-def write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    """Tab-separated values with a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ROUNDS = 10
 SIDE = 8192  # of the square int8 matrices that are multiplied
 COPIED = 1 << 30  # bytes: no cache holds them
+LEAST = 1e-12  # seconds: a layer that takes less than the clock tells has a share all the same
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,6 @@ def measure_ceilings(device: str, side: int = SIDE, copied: int = COPIED) -> Cei
 
 def least_seconds(work: Callable[[], torch.Tensor | None], device: str) -> float:
     """Least wall-clock time of one call on a device, after three others."""
-    import time
-
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -76,20 +76,21 @@ def least_seconds(work: Callable[[], torch.Tensor | None], device: str) -> float
 
 def layer_shares(
     graph: IntegerGraph, target: CudaTarget, times: Sequence[LayerTime], ceilings: Ceilings
-) -> Iterator[LayerShare]:
+) -> list[LayerShare]:
     """Shares of the ceilings for the measured times of a network's layers. Those without operands read int16 pixels."""
     products = multiply_adds(graph)
     moved = [
         layer.result.bytes + (sum(operand.bytes for operand in layer.inputs) or 2 * graph.dimension)
         for layer in layers_of(graph, 1, target)
     ]
-    for time, layer_products, layer_bytes in zip(times, products, moved, strict=True):
-        seconds = max(time.seconds, 1e-12)
-        yield LayerShare(
-            time.name,
-            time.kernel,
-            "x".join(map(str, time.shape)),
-            time.seconds * 1e6,
-            layer_products / seconds / ceilings.multiply_adds,
-            layer_bytes / seconds / ceilings.bytes,
+    return [
+        LayerShare(
+            layer.name,
+            layer.kernel,
+            "x".join(map(str, layer.shape)),
+            layer.seconds * 1e6,
+            layer_products / max(layer.seconds, LEAST) / ceilings.multiply_adds,
+            layer_bytes / max(layer.seconds, LEAST) / ceilings.bytes,
         )
+        for layer, layer_products, layer_bytes in zip(times, products, moved, strict=True)
+    ]
